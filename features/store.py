@@ -1,0 +1,95 @@
+"""The Store protocol: partition state behind a fencing nonce, and its in-memory form.
+
+One batch of a partition goes through `intend` -> (scores produced and acknowledged) -> `apply`. Every write presents the
+nonce of `claim` and the offsets it follows; the store refuses both a stale owner and a broken chain.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Offsets = Mapping[str, int]
+"""Per input topic (name without prefix) the highest offset handled; -1 when none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a batch is going to do, written before it produces anything; after a crash exactly this batch runs first.
+
+    to: offsets the batch ends with; model: digest of the manifest that scores it ("" = no model); scored_at_ms: wall clock
+    stamped on its records.
+    """
+
+    to: Offsets
+    model: str
+    scored_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a partition looks like to its new owner."""
+
+    partition: int
+    nonce: str
+    epoch: int
+    applied: Offsets
+    intent: Intent | None
+    model: str  # digest in force after the last apply, "" when none
+    watermark_ms: int  # newest event time handled, -1 when none
+    counters: Mapping[str, int]  # events, scores, dead_letters, duplicates, duplicate_conflicts, profile_facts; since the beginning
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerState:
+    """One customer as stored. `main` starts with a prefix the store may read (features/state.py): first and number of closed chunks."""
+
+    main: bytes
+    chunks: tuple[bytes, ...]  # closed chunks, oldest first
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerWrite:
+    """Changes of one customer: `main` always, closed chunks by number when changed, numbers of chunks that left."""
+
+    customer: str
+    main: bytes
+    chunks: tuple[tuple[int, bytes], ...] = ()
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """One batch of one partition, stored all or nothing. `counters` are increments; at most 1,000 customers."""
+
+    partition: int
+    nonce: str
+    former: Offsets
+    to: Offsets
+    model: str
+    watermark_ms: int
+    counters: Mapping[str, int]
+    customers: Sequence[CustomerWrite]
+
+
+class Store(Protocol):
+    """State of partitions. Every method may raise StoreUnavailable; `intend` and `apply` raise Fenced or ChainBroken."""
+
+    def claim(self, partition: int, nonce: str) -> Claim:
+        """Make `nonce` the only writer of the partition and say where it stands. Raises ChainBroken for an unknown state format."""
+        ...
+
+    def intend(self, partition: int, nonce: str, former: Offsets, intent: Intent) -> None:
+        """Record the intent under the nonce, if the applied offsets are `former`."""
+        ...
+
+    def load(self, partition: int, customers: Sequence[str]) -> list[CustomerState | None]:
+        """States in the order asked; None for a customer never seen."""
+        ...
+
+    def apply(self, batches: Sequence[Apply]) -> None:
+        """Store batches of different partitions, each atomically; a repeated apply of the same batch is accepted once."""
+        ...
+
+    def release(self, partition: int, nonce: str) -> None:
+        """Give the partition up on a graceful stop; silently nothing when already fenced."""
+        ...

@@ -1,0 +1,1 @@
+"""The words all packages share: events in, scores out, errors, the gRPC contract."""
