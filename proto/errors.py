@@ -8,7 +8,11 @@ class ChurnError(Exception):
 
 
 class BadInput(ChurnError):
-    """Data or configuration a person handed us is invalid (exit code 4, or 2 for usage)."""
+    """Data a person handed us is invalid (exit code 4)."""
+
+
+class BadUsage(BadInput):
+    """The command line or a setting is wrong (exit code 2)."""
 
 
 class DependencyUnreachable(ChurnError):

@@ -1,0 +1,4 @@
+# The parts of onnxruntime that this project calls have no types of their own.
+from typing import Any
+
+def __getattr__(name: str) -> Any: ...
