@@ -147,7 +147,7 @@ class Op(IntEnum):
     RATIO = 1  # T(a, wa) / T(b, wb); NaN when T(b, wb) == 0
     SHARE = 2  # T(a, wa) / (T(a, wa) + T(b, wb)); NaN when the sum is 0
     TREND = 3  # (T(a, wa) / days(wa)) / (T(a, wb) / days(wb)); NaN when T(a, wb) == 0     [wb is the longer]
-    BEFORE = 4  # T(a, wb) - T(a, wa): the period before wa, as long as wa (wb = 2 wa)
+    BEFORE = 4  # T(a, wb) - T(a, wa), in integers, then one conversion: the period before wa, as long as wa (wb = 2 wa)
     CHANGE = 5  # T(a, wa) - (T(a, wb) - T(a, wa)), in integers, then one conversion
     RATE = 6  # T(a, wa) / days(wa): moving average per day
     PER_MINUTE = 7  # T(a, H1) / 60
