@@ -1,0 +1,646 @@
+"""A customer as bytes: facts in chunks, carry, last vector and last score; compact, checked, and read without trust.
+
+`main` holds the prefix, the open chunk, the score, the vector and the carry; every 64 facts a chunk closes and is stored apart.
+The layout is documented byte by byte in docs/state.md. All code here is integer only: a float is moved as its bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from features.carry import (
+    BASE,
+    CARRY_WIDTH,
+    DAYS_AT,
+    FIRST,
+    LAST_WIDTH,
+    LASTS_AT,
+    NEWEST,
+    PROFILE_AT,
+    PROFILE_WIDTH,
+    empty,
+)
+from features.catalog import CLOCKS, LASTS, N_FEATURES
+from features.facts import KIND, LEVEL, NONE, OFFSET, TIME, VALUE, WIDTH, A, ID
+from features.store import CustomerState
+from proto.errors import ChainBroken, StateDamaged
+
+FORMAT: Final = 1
+"""Version of these bytes; another one is refused, never guessed."""
+CHUNK: Final = 64
+"""Facts of a closed chunk: sequence numbers [64 k, 64 k + 64)."""
+PREFIX: Final = Struct("<HHI")
+"""Format version, number of closed chunks, number of the first closed chunk: all a store reads of `main`."""
+MAX_CLOSED: Final = 2**16 - 1
+
+FACT_BYTES: Final = 1 + 4 * 10 + 1 + 4 * 8 + 8
+"""No fact takes more."""
+MAX_CHUNK_BYTES: Final = 4 + 10 + 1 + CHUNK * FACT_BYTES
+CODE_BYTES: Final = (N_FEATURES + 3) // 4
+BITMAP_BYTES: Final = (CARRY_WIDTH + 7) // 8
+MAX_MAIN_BYTES: Final = 15 + CHUNK * FACT_BYTES + 15 + CODE_BYTES + 4 * N_FEATURES + BITMAP_BYTES + 10 * CARRY_WIDTH
+"""Room an encoder must find in the buffer before it starts; it does not look again."""
+
+TRUNCATED: Final = -1
+CHECKSUM: Final = -2
+UNKNOWN_FORMAT: Final = -3
+INCONSISTENT: Final = -4
+
+IntArray = npt.NDArray[np.int64]
+ByteArray = npt.NDArray[np.uint8]
+FloatArray = npt.NDArray[np.float32]
+
+_HAS_CARRY: Final = 1
+_HAS_SCORE: Final = 2
+_HAS_VECTOR: Final = 4
+
+_VALUE_KNOWN: Final = 32
+_SAME_LEVEL: Final = 64
+_SAME_TEXTS: Final = 128
+
+_ZERO: Final = 0  # +0.0
+_SMALL: Final = 1  # a whole number 1..255, one byte
+_NAN: Final = 2  # the canonical NaN
+_RAW: Final = 3
+_NAN_BITS: Final = 0x7FC00000
+
+_PLAIN: Final = 0  # zigzag varint of the number
+_DIGEST: Final = 1  # eight bytes
+_FROM_NEWEST: Final = 2  # difference to the newest event time of the carry
+_FROM_CLOCK: Final = 3  # difference to the newest time of the same clock
+
+
+def _carry_forms() -> npt.NDArray[np.uint8]:
+    forms = np.full(CARRY_WIDTH, _PLAIN, np.uint8)
+    forms[NEWEST + 1 : FIRST] = _FROM_NEWEST
+    forms[FIRST:LASTS_AT] = _FROM_CLOCK
+    forms[LASTS_AT + 1 : LASTS_AT + LAST_WIDTH * len(LASTS) : LAST_WIDTH] = _FROM_NEWEST
+    forms[PROFILE_AT] = _FROM_NEWEST
+    forms[PROFILE_AT + 4 : PROFILE_AT + PROFILE_WIDTH] = _DIGEST
+    assert FIRST - NEWEST == len(CLOCKS) and DAYS_AT == PROFILE_AT + PROFILE_WIDTH
+    return forms
+
+
+_FORMS: Final = _carry_forms()
+_NEUTRAL: Final = empty()
+
+# Scratch of a chunk while it is written or read: per topic the former offset, level and texts, per text column the values seen.
+_OFFSETS: Final = 0
+_LEVELS: Final = 4
+_TEXTS: Final = 8
+_COUNTS: Final = 24
+_SEEN: Final = 28
+_SCRATCH: Final = _SEEN + 4 * CHUNK
+
+
+@njit("uint64(int64)", cache=True, nogil=True, error_model="numpy")
+def _zigzag(number):
+    return np.uint64((number << np.int64(1)) ^ (number >> np.int64(63)))
+
+
+@njit("int64(uint64)", cache=True, nogil=True, error_model="numpy")
+def _unzigzag(word):
+    return np.int64(word >> np.uint64(1)) ^ -np.int64(word & np.uint64(1))
+
+
+@njit("int64(uint8[::1], int64, uint64)", cache=True, nogil=True, error_model="numpy")
+def _put_varint(out, pos, word):
+    while word >= np.uint64(128):
+        out[pos] = np.uint8((word & np.uint64(127)) | np.uint64(128))
+        word >>= np.uint64(7)
+        pos += 1
+    out[pos] = np.uint8(word)
+    return pos + 1
+
+
+@njit("Tuple((uint64, int64))(uint8[::1], int64, int64)", cache=True, nogil=True, error_model="numpy")
+def _get_varint(buffer, pos, end):
+    word = np.uint64(0)
+    for shift in range(0, 70, 7):
+        if pos >= end:
+            break
+        byte = np.uint64(buffer[pos])
+        pos += 1
+        word |= (byte & np.uint64(127)) << np.uint64(shift)
+        if byte < np.uint64(128):
+            return word, pos
+    return np.uint64(0), np.int64(TRUNCATED)
+
+
+@njit("int64(uint8[::1], int64, int64, int64)", cache=True, nogil=True, error_model="numpy")
+def _put_bytes(out, pos, number, size):
+    for i in range(size):
+        out[pos + i] = np.uint8((number >> np.int64(8 * i)) & np.int64(255))
+    return pos + size
+
+
+@njit("int64(uint8[::1], int64, int64)", cache=True, nogil=True, error_model="numpy")
+def _get_bytes(buffer, pos, size):
+    number = np.int64(0)
+    for i in range(size):
+        number |= np.int64(buffer[pos + i]) << np.int64(8 * i)
+    return number
+
+
+@njit("uint64(uint64, uint8[::1], int64, int64)", cache=True, nogil=True, error_model="numpy")
+def _mix(state, buffer, pos, end):
+    """Fold bytes into the state: each step is a bijection of the state, so one changed word always changes the result."""
+    while pos + 8 <= end:
+        word = np.uint64(_get_bytes(buffer, pos, np.int64(8)))
+        state = (state ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        state ^= state >> np.uint64(29)
+        pos += 8
+    word = np.uint64(_get_bytes(buffer, pos, end - pos))
+    state = (state ^ word) * np.uint64(0x9E3779B97F4A7C15)
+    return state ^ (state >> np.uint64(29)) ^ np.uint64(end - pos)
+
+
+@njit("int64(uint8[::1], int64, int64, int64)", cache=True, nogil=True, error_model="numpy")
+def checksum(buffer, pos, at, end):
+    """32-bit checksum of buffer[pos:end] without the four bytes at `at`, where it is stored."""
+    state = _mix(np.uint64(0xC2B2AE3D27D4EB4F), buffer, pos, at)
+    state = _mix(state, buffer, at + 4, end)
+    state = (state ^ (state >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return np.int64(state >> np.uint64(32))
+
+
+@njit("int64(int64[:, ::1], int64, int64, uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
+def _put_facts(facts, first, count, out, pos):
+    scratch = np.zeros(_SCRATCH, np.int64)
+    time = np.int64(0)
+    for row in range(first, first + count):
+        kind = facts[row, KIND] & np.int64(31)
+        topic = kind >> np.int64(3)
+        texts = _TEXTS + 4 * topic
+        header = kind
+        value = facts[row, VALUE]
+        if value != NONE:
+            header |= np.int64(_VALUE_KNOWN)
+        level = facts[row, LEVEL]
+        if level == scratch[_LEVELS + topic]:
+            header |= np.int64(_SAME_LEVEL)
+        same = True
+        for column in range(4):
+            same = same and facts[row, A + column] == scratch[texts + column]
+        if same:
+            header |= np.int64(_SAME_TEXTS)
+        out[pos] = np.uint8(header)
+        pos = _put_varint(out, pos + 1, np.uint64(facts[row, TIME] - time))
+        time = facts[row, TIME]
+        pos = _put_varint(out, pos, _zigzag(facts[row, OFFSET] - scratch[_OFFSETS + topic]))
+        scratch[_OFFSETS + topic] = facts[row, OFFSET]
+        if value != NONE:
+            pos = _put_varint(out, pos, _zigzag(value))
+        if level != scratch[_LEVELS + topic]:
+            pos = _put_varint(out, pos, _zigzag(level))
+            scratch[_LEVELS + topic] = level
+        if not same:
+            modes_at = pos
+            modes = np.int64(0)
+            pos += 1
+            for column in range(4):
+                text = facts[row, A + column]
+                if text == 0:
+                    pass
+                elif text == scratch[texts + column]:
+                    modes |= np.int64(1) << np.int64(2 * column)
+                else:
+                    seen = _SEEN + CHUNK * column
+                    number = scratch[_COUNTS + column] - 1
+                    while number >= 0 and scratch[seen + number] != text:
+                        number -= 1
+                    if number >= 0:
+                        modes |= np.int64(2) << np.int64(2 * column)
+                        out[pos] = np.uint8(number)
+                        pos += 1
+                    else:
+                        modes |= np.int64(3) << np.int64(2 * column)
+                        pos = _put_bytes(out, pos, text, np.int64(8))
+                        scratch[seen + scratch[_COUNTS + column]] = text
+                        scratch[_COUNTS + column] += 1
+                scratch[texts + column] = text
+            out[modes_at] = np.uint8(modes)
+        pos = _put_bytes(out, pos, facts[row, ID], np.int64(8))
+    return pos
+
+
+@njit("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)", cache=True, nogil=True, error_model="numpy")
+def _get_facts(buffer, pos, end, count, skip, facts, row):
+    """Read `count` <= 64 facts and store all but the first `skip` from `row` on. Returns the position after them or an error."""
+    scratch = np.zeros(_SCRATCH, np.int64)
+    time = np.int64(0)
+    for number in range(count):
+        if pos >= end:
+            return np.int64(TRUNCATED)
+        header = np.int64(buffer[pos])
+        kind = header & np.int64(31)
+        topic = kind >> np.int64(3)
+        texts = _TEXTS + 4 * topic
+        word, pos = _get_varint(buffer, pos + 1, end)
+        if pos < 0:
+            return pos
+        time += np.int64(word)
+        word, pos = _get_varint(buffer, pos, end)
+        if pos < 0:
+            return pos
+        scratch[_OFFSETS + topic] += _unzigzag(word)
+        value = np.int64(NONE)
+        if header & np.int64(_VALUE_KNOWN):
+            word, pos = _get_varint(buffer, pos, end)
+            if pos < 0:
+                return pos
+            value = _unzigzag(word)
+        if not header & np.int64(_SAME_LEVEL):
+            word, pos = _get_varint(buffer, pos, end)
+            if pos < 0:
+                return pos
+            scratch[_LEVELS + topic] = _unzigzag(word)
+        if not header & np.int64(_SAME_TEXTS):
+            if pos >= end:
+                return np.int64(TRUNCATED)
+            modes = np.int64(buffer[pos])
+            pos += 1
+            for column in range(4):
+                mode = (modes >> np.int64(2 * column)) & np.int64(3)
+                seen = _SEEN + CHUNK * column
+                if mode == 0:
+                    scratch[texts + column] = 0
+                elif mode == 2:
+                    if pos >= end:
+                        return np.int64(TRUNCATED)
+                    place = np.int64(buffer[pos])
+                    if place >= scratch[_COUNTS + column]:
+                        return np.int64(INCONSISTENT)
+                    scratch[texts + column] = scratch[seen + place]
+                    pos += 1
+                elif mode == 3:
+                    if pos + 8 > end:
+                        return np.int64(TRUNCATED)
+                    text = _get_bytes(buffer, pos, np.int64(8))
+                    pos += 8
+                    # At most one new value per fact and column: `count` <= 64 bounds it.
+                    scratch[seen + scratch[_COUNTS + column]] = text
+                    scratch[_COUNTS + column] += 1
+                    scratch[texts + column] = text
+        if pos + 8 > end:
+            return np.int64(TRUNCATED)
+        if number >= skip:
+            facts[row, TIME] = time
+            facts[row, OFFSET] = scratch[_OFFSETS + topic]
+            facts[row, KIND] = kind
+            facts[row, VALUE] = value
+            facts[row, LEVEL] = scratch[_LEVELS + topic]
+            for column in range(4):
+                facts[row, A + column] = scratch[texts + column]
+            facts[row, ID] = _get_bytes(buffer, pos, np.int64(8))
+            row += 1
+        pos += 8
+    return pos
+
+
+@njit("int64(float32[::1], uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
+def _put_vector(vector, out, pos):
+    bits = vector.view(np.uint32)
+    codes = pos
+    for i in range(CODE_BYTES):
+        out[codes + i] = np.uint8(0)
+    pos += CODE_BYTES
+    for i in range(N_FEATURES):
+        word = np.int64(bits[i])
+        code = np.int64(_RAW)
+        if word == 0:
+            code = np.int64(_ZERO)
+        elif word == _NAN_BITS:
+            code = np.int64(_NAN)
+        else:
+            number = vector[i]
+            if number >= np.float32(1) and number <= np.float32(255) and number == np.float32(np.uint8(number)):
+                code = np.int64(_SMALL)
+                out[pos] = np.uint8(number)
+                pos += 1
+            else:
+                pos = _put_bytes(out, pos, word, np.int64(4))
+        out[codes + (i >> 2)] |= np.uint8(code << np.int64(2 * (i & 3)))
+    return pos
+
+
+@njit("int64(uint8[::1], int64, int64, float32[::1])", cache=True, nogil=True, error_model="numpy")
+def _get_vector(buffer, pos, end, vector):
+    bits = vector.view(np.uint32)
+    codes = pos
+    pos += CODE_BYTES
+    if pos > end:
+        return np.int64(TRUNCATED)
+    for i in range(N_FEATURES):
+        code = (np.int64(buffer[codes + (i >> 2)]) >> np.int64(2 * (i & 3))) & np.int64(3)
+        if code == _ZERO:
+            bits[i] = np.uint32(0)
+        elif code == _NAN:
+            bits[i] = np.uint32(_NAN_BITS)
+        elif code == _SMALL:
+            if pos >= end:
+                return np.int64(TRUNCATED)
+            vector[i] = np.float32(buffer[pos])
+            pos += 1
+        else:
+            if pos + 4 > end:
+                return np.int64(TRUNCATED)
+            bits[i] = np.uint32(_get_bytes(buffer, pos, np.int64(4)))
+            pos += 4
+    return pos
+
+
+@njit("int64(int64[::1], int64)", cache=True, nogil=True, error_model="numpy")
+def _reference(carry, column):
+    """What a time of the carry is stored relative to."""
+    reference = np.int64(0)
+    if _FORMS[column] == _FROM_NEWEST:
+        reference = carry[NEWEST]
+    elif _FORMS[column] == _FROM_CLOCK:
+        reference = carry[column - (FIRST - NEWEST)]
+    if reference == NONE:
+        reference = np.int64(0)
+    return reference
+
+
+@njit("int64(int64[::1], uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
+def _put_carry(carry, out, pos):
+    bitmap = pos
+    for i in range(BITMAP_BYTES):
+        out[bitmap + i] = np.uint8(0)
+    pos += BITMAP_BYTES
+    for column in range(BASE + 1, CARRY_WIDTH):
+        number = carry[column]
+        if number != _NEUTRAL[column]:
+            out[bitmap + (column >> 3)] |= np.uint8(1 << (column & 7))
+            if _FORMS[column] == _DIGEST:
+                pos = _put_bytes(out, pos, number, np.int64(8))
+            else:
+                pos = _put_varint(out, pos, _zigzag(number - _reference(carry, np.int64(column))))
+    return pos
+
+
+@njit("int64(uint8[::1], int64, int64, int64[::1])", cache=True, nogil=True, error_model="numpy")
+def _get_carry(buffer, pos, end, carry):
+    """Fill a row that is neutral already."""
+    bitmap = pos
+    pos += BITMAP_BYTES
+    if pos > end:
+        return np.int64(TRUNCATED)
+    for column in range(BASE + 1, CARRY_WIDTH):
+        if buffer[bitmap + (column >> 3)] & np.uint8(1 << (column & 7)):
+            if _FORMS[column] == _DIGEST:
+                if pos + 8 > end:
+                    return np.int64(TRUNCATED)
+                carry[column] = _get_bytes(buffer, pos, np.int64(8))
+                pos += 8
+            else:
+                word, pos = _get_varint(buffer, pos, end)
+                if pos < 0:
+                    return pos
+                carry[column] = _unzigzag(word) + _reference(carry, np.int64(column))
+    return pos
+
+
+@njit(
+    "int64(int64[:, ::1], int64, int64, int64[::1], float32[::1], float32, int64, int64, uint8[::1], int64)",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def encode_main(facts_arena, start, length, carry_row, vector, prob, band, score_at, out_buffer, out_pos):
+    """Write `main` of the customer whose kept facts are rows [start, start + length). Returns the position after it.
+
+    The sequence number of the first kept fact is carry_row[BASE]. A customer never scored has score_at NONE (prob and band are
+    not stored then); a vector of canonical NaN alone takes no byte. The buffer has MAX_MAIN_BYTES free at out_pos.
+    """
+    base = carry_row[BASE]
+    first = base // CHUNK
+    closed = (base + length) // CHUNK - first
+    skip = base - first * CHUNK
+    kept = closed * CHUNK - skip if closed > 0 else np.int64(0)
+    pos = _put_bytes(out_buffer, out_pos, np.int64(FORMAT), np.int64(2))
+    pos = _put_bytes(out_buffer, pos, closed, np.int64(2))
+    pos = _put_bytes(out_buffer, pos, first, np.int64(4)) + 4
+    flags = np.int64(0)
+    for column in range(BASE + 1, CARRY_WIDTH):
+        if carry_row[column] != _NEUTRAL[column]:
+            flags |= np.int64(_HAS_CARRY)
+            break
+    if score_at != NONE:
+        flags |= np.int64(_HAS_SCORE)
+    bits = vector.view(np.uint32)
+    for i in range(N_FEATURES):
+        if np.int64(bits[i]) != _NAN_BITS:
+            flags |= np.int64(_HAS_VECTOR)
+            break
+    out_buffer[pos] = np.uint8(flags)
+    out_buffer[pos + 1] = np.uint8(skip)
+    out_buffer[pos + 2] = np.uint8(length - kept)
+    pos = _put_facts(facts_arena, start + kept, length - kept, out_buffer, pos + 3)
+    if flags & np.int64(_HAS_SCORE):
+        last = facts_arena[start + length - 1, TIME] if length > kept else np.int64(0)
+        one = np.empty(1, np.float32)
+        one[0] = prob
+        pos = _put_bytes(out_buffer, pos, np.int64(one.view(np.uint32)[0]), np.int64(4))
+        out_buffer[pos] = np.uint8(band)
+        pos = _put_varint(out_buffer, pos + 1, _zigzag(score_at - last))
+    if flags & np.int64(_HAS_VECTOR):
+        pos = _put_vector(vector, out_buffer, pos)
+    if flags & np.int64(_HAS_CARRY):
+        pos = _put_carry(carry_row, out_buffer, pos)
+    _put_bytes(out_buffer, out_pos + 8, checksum(out_buffer, out_pos, out_pos + 8, pos), np.int64(4))
+    return pos
+
+
+@njit("int64(int64[:, ::1], int64, int64, int64, uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
+def encode_chunk(facts_arena, first_index, count, first_seq, out_buffer, out_pos):
+    """Write a closed chunk: rows [first_index, first_index + count), the first with sequence number first_seq.
+
+    first_seq + count is a multiple of 64 and count <= 64 (less when facts of the chunk had left before it was written again).
+    Returns the position after it; the buffer has MAX_CHUNK_BYTES free.
+    """
+    pos = _put_varint(out_buffer, out_pos + 4, np.uint64(first_seq))
+    out_buffer[pos] = np.uint8(count)
+    pos = _put_facts(facts_arena, first_index, count, out_buffer, pos + 1)
+    _put_bytes(out_buffer, out_pos, checksum(out_buffer, out_pos, out_pos, pos), np.int64(4))
+    return pos
+
+
+@njit(
+    "Tuple((int64, float32, int64, int64))(uint8[::1], int64, int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def decode_main(buffer, pos, end, closed, facts_arena, start, carry_row, vector):
+    """Read `main` from buffer[pos:end]: the open facts into their rows, the whole carry row, the vector.
+
+    closed: number of closed chunks the caller holds; the arena has 64 * (closed + 1) free rows at `start`.
+    Returns (kept facts or an error < 0, probability, band, score_at); nothing read here is trusted before the checksum, and
+    nothing after it without a look at the bounds.
+    """
+    nothing = np.float32(np.nan)
+    if pos < 0 or end > buffer.size or pos + 15 > end:
+        return np.int64(TRUNCATED), nothing, np.int64(0), np.int64(NONE)
+    if _get_bytes(buffer, pos, np.int64(2)) != FORMAT:
+        return np.int64(UNKNOWN_FORMAT), nothing, np.int64(0), np.int64(NONE)
+    if _get_bytes(buffer, pos + 8, np.int64(4)) != checksum(buffer, pos, pos + 8, end):
+        return np.int64(CHECKSUM), nothing, np.int64(0), np.int64(NONE)
+    first = _get_bytes(buffer, pos + 4, np.int64(4))
+    flags = np.int64(buffer[pos + 12])
+    skip = np.int64(buffer[pos + 13])
+    count = np.int64(buffer[pos + 14])
+    taken = count if closed > 0 else count + skip
+    if _get_bytes(buffer, pos + 2, np.int64(2)) != closed or skip >= CHUNK or taken >= CHUNK or flags > 7:
+        return np.int64(INCONSISTENT), nothing, np.int64(0), np.int64(NONE)
+    kept = closed * CHUNK - skip if closed > 0 else np.int64(0)
+    carry_row[:] = _NEUTRAL
+    carry_row[BASE] = first * CHUNK + skip
+    pos = _get_facts(buffer, pos + 15, end, count, np.int64(0), facts_arena, start + kept)
+    if pos < 0:
+        return pos, nothing, np.int64(0), np.int64(NONE)
+    prob, band, score_at = nothing, np.int64(0), np.int64(NONE)
+    if flags & np.int64(_HAS_SCORE):
+        if pos + 5 > end:
+            return np.int64(TRUNCATED), nothing, np.int64(0), np.int64(NONE)
+        one = np.empty(1, np.float32)
+        one.view(np.uint32)[0] = np.uint32(_get_bytes(buffer, pos, np.int64(4)))
+        prob = one[0]
+        band = np.int64(buffer[pos + 4])
+        word, pos = _get_varint(buffer, pos + 5, end)
+        if pos < 0:
+            return pos, nothing, np.int64(0), np.int64(NONE)
+        last = facts_arena[start + kept + count - 1, TIME] if count > 0 else np.int64(0)
+        score_at = _unzigzag(word) + last
+    if flags & np.int64(_HAS_VECTOR):
+        pos = _get_vector(buffer, pos, end, vector)
+        if pos < 0:
+            return pos, nothing, np.int64(0), np.int64(NONE)
+    else:
+        vector.view(np.uint32)[:] = np.uint32(_NAN_BITS)
+    if flags & np.int64(_HAS_CARRY):
+        pos = _get_carry(buffer, pos, end, carry_row)
+        if pos < 0:
+            return pos, nothing, np.int64(0), np.int64(NONE)
+    if pos != end:
+        return np.int64(INCONSISTENT), nothing, np.int64(0), np.int64(NONE)
+    return kept + count, prob, band, score_at
+
+
+@njit("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)", cache=True, nogil=True, error_model="numpy")
+def decode_chunk(buffer, pos, end, number, base, facts_arena, start):
+    """Read closed chunk `number` of the customer whose first kept fact, sequence number `base`, belongs in row `start`.
+
+    Facts that have left meanwhile (sequence number < base) are skipped. Returns the number of facts stored or an error < 0.
+    """
+    if pos < 0 or end > buffer.size or pos + 6 > end:
+        return np.int64(TRUNCATED)
+    if _get_bytes(buffer, pos, np.int64(4)) != checksum(buffer, pos, pos, end):
+        return np.int64(CHECKSUM)
+    word, pos = _get_varint(buffer, pos + 4, end)
+    if pos < 0 or pos >= end:
+        return np.int64(TRUNCATED)
+    first_seq = np.int64(word)
+    count = np.int64(buffer[pos])
+    wanted = max(base, number * CHUNK)
+    skip = wanted - first_seq
+    if count > CHUNK or first_seq < number * CHUNK or skip < 0 or skip > count or first_seq + count != (number + 1) * CHUNK:
+        return np.int64(INCONSISTENT)
+    pos = _get_facts(buffer, pos + 1, end, count, skip, facts_arena, start + wanted - base)
+    if pos < 0:
+        return pos
+    return count - skip if pos == end else np.int64(INCONSISTENT)
+
+
+@njit(
+    "Tuple((int64, float32, int64, int64))(uint8[::1], int64[::1], int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def decode_parts(buffer, bounds, part, parts, facts_arena, start, carry_row, vector):
+    """Read a whole customer from `parts` neighbouring pieces of the buffer: `main`, then its closed chunks, oldest first.
+
+    Piece i is buffer[bounds[i]:bounds[i + 1]]; `part` is the one of `main`. The arena has 64 * parts free rows at `start`.
+    Returns as decode_main.
+    """
+    length, prob, band, score_at = decode_main(
+        buffer, bounds[part], bounds[part + 1], parts - 1, facts_arena, start, carry_row, vector
+    )
+    if length < 0:
+        return length, prob, band, score_at
+    base = carry_row[BASE]
+    for i in range(1, parts):
+        stored = decode_chunk(buffer, bounds[part + i], bounds[part + i + 1], base // CHUNK + i - 1, base, facts_arena, start)
+        if stored < 0:
+            return stored, prob, band, score_at
+    return length, prob, band, score_at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Customer:
+    """One customer decoded: what a history is rebuilt from, and its last evaluation."""
+
+    facts: IntArray  # kept facts in order, shape (n, WIDTH)
+    carry: IntArray  # shape (CARRY_WIDTH,), features/carry.py
+    vector: FloatArray  # as of the last evaluation, shape (N_FEATURES,); all NaN when never scored
+    probability: float  # NaN when never scored
+    band: int
+    score_at: int  # event time of the last score, NONE when never scored
+
+
+def encode(customer: Customer) -> CustomerState:
+    """All bytes of one customer; the worker uses the compiled functions on its arena instead."""
+    facts = np.ascontiguousarray(customer.facts, np.int64)
+    base, length = int(customer.carry[BASE]), len(facts)
+    out = np.empty(max(MAX_MAIN_BYTES, MAX_CHUNK_BYTES), np.uint8)
+    size = encode_main(
+        facts, 0, length, customer.carry, customer.vector, customer.probability, customer.band, customer.score_at, out, 0
+    )
+    main = out[:size].tobytes()
+    chunks = []
+    for number in range(base // CHUNK, (base + length) // CHUNK):
+        first_seq = max(base, number * CHUNK)
+        size = encode_chunk(facts, first_seq - base, (number + 1) * CHUNK - first_seq, first_seq, out, 0)
+        chunks.append(out[:size].tobytes())
+    return CustomerState(main, tuple(chunks))
+
+
+def join(states: Sequence[CustomerState]) -> tuple[ByteArray, IntArray, IntArray]:
+    """Many customers in one buffer for decode_parts: buffer, bounds of all pieces, and per customer its first piece (one more at the end)."""
+    pieces: list[bytes] = []
+    firsts = [0]
+    for state in states:
+        pieces.append(state.main)
+        pieces.extend(state.chunks)
+        firsts.append(len(pieces))
+    bounds = np.zeros(len(pieces) + 1, np.int64)
+    np.cumsum([len(piece) for piece in pieces], out=bounds[1:])
+    return np.frombuffer(b"".join(pieces), np.uint8).copy(), bounds, np.array(firsts, np.int64)
+
+
+def decode(state: CustomerState, customer: str = "") -> Customer:
+    """One customer from its bytes. Raises ChainBroken for an unknown format and StateDamaged for anything else that does not hold."""
+    buffer, bounds, _ = join([state])
+    parts = 1 + len(state.chunks)
+    facts = np.empty((CHUNK * parts, WIDTH), np.int64)
+    carry, vector = np.empty(CARRY_WIDTH, np.int64), np.empty(N_FEATURES, np.float32)
+    length, probability, band, score_at = decode_parts(buffer, bounds, 0, parts, facts, 0, carry, vector)
+    if length < 0:
+        raise damage(int(length), customer, state.main)
+    return Customer(facts[:length].copy(), carry, vector, float(probability), int(band), int(score_at))
+
+
+def damage(error: int, customer: str, main: bytes) -> ChainBroken:
+    """The exception of an error a decoder returned for a customer."""
+    if error == UNKNOWN_FORMAT:
+        found = PREFIX.unpack_from(main)[0]
+        return ChainBroken(f"state format {found} of customer {customer!r} is not known to this version (it reads {FORMAT})")
+    what = {TRUNCATED: "it ends too early", CHECKSUM: "the checksum does not hold"}.get(error, "its parts do not fit each other")
+    return StateDamaged(f"stored state of customer {customer!r} is damaged: {what}; rebuild its partition from the input topics")
