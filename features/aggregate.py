@@ -127,11 +127,10 @@ COUNT_OF: Final = np.array(
     [[DISTINCT_CELLS.get((attribute, window), -1) for window in range(BOUNDED)] for attribute in range(len(ATTRIBUTES))], np.int64
 )
 """Column of D(attribute, window), -1 where the catalog has no use for it."""
-DAYS_OF: Final = np.array(
-    [DAYS_AT + 2 * DAY_ATTRIBUTES.index(a) if a in DAY_ATTRIBUTES else -1 for a in range(len(ATTRIBUTES))], np.int64
-)
+DAYS_OF: Final = np.array([DAYS_AT + 2 * DAY_ATTRIBUTES.index(a) if a in DAY_ATTRIBUTES else -1 for a in range(len(ATTRIBUTES))], np.int64)
 """Column of the number of different days over the whole life (the last one stands behind it), -1 where not kept."""
-assert LASTS == ("purchase_amount", "csat", "nps") and len(ATTRIBUTES) <= 8
+assert LASTS == ("purchase_amount", "csat", "nps")
+assert len(ATTRIBUTES) <= 8
 
 _ONE, _VALUE, _VALUE_KNOWN = int(Field.ONE), int(Field.VALUE), int(Field.VALUE_KNOWN)
 _CSAT, _CSAT_KNOWN, _NPS, _NPS_KNOWN = int(Field.CSAT), int(Field.CSAT_KNOWN), int(Field.NPS), int(Field.NPS_KNOWN)
@@ -146,15 +145,15 @@ def contribution(facts: IntArray, i: int, field: int) -> int:
     value = facts[i, VALUE]
     level = facts[i, LEVEL]
     if field == _VALUE:
-        return 0 if value == NONE else value
+        return 0 if value == NONE else int(value)
     if field == _VALUE_KNOWN:
         return 0 if value == NONE else 1
     if field == _CSAT:
-        return level >> 8 & 255
+        return int(level >> 8 & 255)
     if field == _CSAT_KNOWN:
         return 1 if level >> 8 & 255 else 0
     if field == _NPS:
-        return max(level & 255, 1) - 1
+        return int(max(level & 255, 1) - 1)
     if field == _NPS_KNOWN:
         return 1 if level & 255 else 0
     return 1 if level >> 16 >= _HIGH else 0
@@ -165,8 +164,8 @@ def attribute_value(facts: IntArray, i: int, attribute: int) -> int:
     """Value of an attribute of fact i: never 0 for a day, 0 for an absent text."""
     column = COLUMN_OF[attribute]
     if column == _DAY:
-        return facts[i, TIME] // DAY_MS + 1
-    return facts[i, column]
+        return int(facts[i, TIME] // DAY_MS + 1)
+    return int(facts[i, column])
 
 
 @kernel("void(int64[:, ::1], int64, int64[:, ::1], int64, int64)")
@@ -244,7 +243,7 @@ def enter(rows: IntArray, r: int, facts: IntArray, i: int, windows: int) -> None
 @kernel("void(int64[:, ::1], int64, int64[:, ::1], int64)")
 def fold(rows: IntArray, r: int, facts: IntArray, i: int) -> None:
     """Fact i, the oldest one, leaves the kept facts and enters the carry."""
-    include(rows, r, facts, i, np.int64(1 << LIFE))
+    include(rows, r, facts, i, 1 << LIFE)
     _recall(rows, r, facts, i)
     kind = facts[i, KIND]
     for k in range(ATTRIBUTES_OF_AT[kind], ATTRIBUTES_OF_AT[kind + 1]):

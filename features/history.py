@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,9 @@ import numpy.typing as npt
 from features.aggregate import ROW_WIDTH
 from features.carry import CARRY_WIDTH, empty
 from features.catalog import N_FEATURES
-from features.facts import KIND, NONE, OFFSET, TIME, TOPICS, WIDTH
+from features.facts import KIND, OFFSET, TIME, TOPICS, WIDTH
 from features.index import INDEX_WIDTH, MAX_LOAD, rehash, room_for
 from features.kernel import (
-    CAPACITY,
     COUNTS,
     DIRTY,
     END,
@@ -50,10 +49,11 @@ IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 MAX_FACTS: Final = 2_000_000
 """Default bound of `Histories`: about 0.6 GB."""
-CUSTOMER_WEIGHT: Final = 12
+CUSTOMER_WEIGHT: Final = 8
 """A customer's totals, carry, vector and name weigh as much memory as so many facts, and count so in the bound."""
 _EVICT_TO: Final = 0.9
 _NEUTRAL: Final = empty()
@@ -87,7 +87,7 @@ def _table(slots: int, rows: int, places: int) -> Table:
     return Table(
         facts=np.empty((rows, WIDTH), np.int64),
         marks=np.empty(rows, np.uint8),
-        index=np.zeros((places, INDEX_WIDTH), np.int64),
+        entries=np.zeros((places, INDEX_WIDTH), np.int64),
         places=np.zeros((slots, PLACE_WIDTH), np.int64),
         totals=np.empty((slots, ROW_WIDTH), np.int64),
         carry=np.empty((slots, CARRY_WIDTH), np.int64),
@@ -99,7 +99,7 @@ def _table(slots: int, rows: int, places: int) -> Table:
     )
 
 
-def _longer(array: npt.NDArray[np.generic], length: int) -> npt.NDArray[np.generic]:
+def _longer(array: npt.NDArray[Scalar], length: int) -> npt.NDArray[Scalar]:
     longer = np.zeros((length, *array.shape[1:]), array.dtype)
     longer[: len(array)] = array
     return longer
@@ -182,7 +182,7 @@ class Histories:
         these = np.array([slots[position] for position in stored], np.int64)
         done = 0
         while True:
-            entries = int(len(self._t.index) * MAX_LOAD)
+            entries = int(len(self._t.entries) * MAX_LOAD)
             done, length = (int(x) for x in read(self._t, these, done, self._batch, buffer, bounds, firsts, history, entries))
             if length < 0:
                 for customer in customers:
@@ -391,16 +391,23 @@ class Histories:
 
     def _grow_slots(self, slots: int) -> None:
         t = self._t
-        grown = [_longer(a, slots) for a in (t.places, t.totals, t.carry, t.vectors, t.probability, t.band, t.score_at)]
-        self._t = Table(t.facts, t.marks, t.index, *grown, counts=t.counts)  # type: ignore[arg-type] # _longer keeps each dtype
+        self._t = t._replace(
+            places=_longer(t.places, slots),
+            totals=_longer(t.totals, slots),
+            carry=_longer(t.carry, slots),
+            vectors=_longer(t.vectors, slots),
+            probability=_longer(t.probability, slots),
+            band=_longer(t.band, slots),
+            score_at=_longer(t.score_at, slots),
+        )
 
     def _grow_index(self, facts: int) -> None:
         """Room for the entries of so many more facts."""
         entries = int(self._t.counts[ENTRIES]) + facts * ENTRIES_OF_A_FACT
-        if entries > len(self._t.index) * MAX_LOAD:
+        if entries > len(self._t.entries) * MAX_LOAD:
             larger = np.zeros((room_for(entries), INDEX_WIDTH), np.int64)
-            rehash(self._t.index, larger)
-            self._t = self._t._replace(index=larger)
+            rehash(self._t.entries, larger)
+            self._t = self._t._replace(entries=larger)
 
     def _grow_arena(self, rows: int) -> None:
         """So many free rows at the top."""
@@ -436,11 +443,11 @@ def vectors(facts: IntArray, carry: IntArray | None, at_ms: int, cut: Offsets | 
     reset(table, 0, _NEUTRAL)
     if carry is not None:
         table.carry[0] = carry
-    table.places[0, CAPACITY] = n
     replay(table, 0, known, n)
     result = np.empty((1, N_FEATURES), np.float32)
     peek(table, np.zeros(1, np.int64), np.array([at_ms], np.int64), np.empty((1, ROW_WIDTH), np.int64), result)
-    return result[0]
+    vector: FloatArray = result[0]
+    return vector
 
 
 def digest(state: CustomerState) -> str:
@@ -455,6 +462,3 @@ def _digest(facts: IntArray, carry: IntArray) -> str:
     content.update(np.ascontiguousarray(facts, "<i8").tobytes())
     content.update(np.ascontiguousarray(carry, "<i8").tobytes())
     return content.hexdigest()
-
-
-assert NONE < 0  # a customer without facts is older than any time

@@ -25,7 +25,7 @@ def home(index: IntArray, owner: int, value: int) -> int:
     word ^= word >> np.uint64(32)
     word *= np.uint64(0xC2B2AE3D27D4EB4F)
     word ^= word >> np.uint64(29)
-    return np.int64(word & np.uint64(index.shape[0] - 1))
+    return int(np.int64(word & np.uint64(index.shape[0] - 1)))
 
 
 @kernel("int64(int64[:, ::1], int64, int64)")

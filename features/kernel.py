@@ -82,7 +82,7 @@ class Table(NamedTuple):
 
     facts: IntArray  # (N, WIDTH) the arena
     marks: ByteArray  # (N,) bit a: this fact does not stand for its value of attribute a
-    index: IntArray  # (H, 3) features/index.py
+    entries: IntArray  # (H, 3) features/index.py
     places: IntArray  # (S, PLACE_WIDTH)
     totals: IntArray  # (S, ROW_WIDTH) features/aggregate.py
     carry: IntArray  # (S, CARRY_WIDTH)
@@ -101,9 +101,7 @@ _INT, _VOID = types.int64, types.void
 
 
 @kernel(_VOID(_I2, _U1, _I2, _I2, _INT, _INT, _INT, _INT))
-def _exclude_values(
-    facts: IntArray, marks: ByteArray, index: IntArray, rows: IntArray, r: int, i: int, window: int, owner: int
-) -> None:
+def _exclude_values(facts: IntArray, marks: ByteArray, index: IntArray, rows: IntArray, r: int, i: int, window: int, owner: int) -> None:
     """Fact i leaves a window: the counts of different values drop where it stands for its value."""
     kind = facts[i, KIND]
     for k in range(ATTRIBUTES_OF_AT[kind], ATTRIBUTES_OF_AT[kind + 1]):
@@ -129,13 +127,13 @@ def _unlist(t: Table, s: int, i: int) -> None:
             continue
         value = attribute_value(t.facts, i, attribute)
         if value != 0:
-            place = find(t.index, s * OWNERS + attribute, value)
-            if place >= 0 and t.index[place, 2] == time:
-                remove(t.index, place)
+            place = find(t.entries, s * OWNERS + attribute, value)
+            if place >= 0 and t.entries[place, 2] == time:
+                remove(t.entries, place)
                 t.counts[ENTRIES] -= 1
-    place = find(t.index, s * OWNERS + IDS, t.facts[i, ID])
-    if place >= 0 and t.index[place, 2] == time:
-        remove(t.index, place)
+    place = find(t.entries, s * OWNERS + IDS, t.facts[i, ID])
+    if place >= 0 and t.entries[place, 2] == time:
+        remove(t.entries, place)
         t.counts[ENTRIES] -= 1
 
 
@@ -151,7 +149,7 @@ def _advance(t: Table, s: int, at: int) -> None:
         i = places[s, TAIL + window]
         while i < end and facts[i, TIME] <= edge:
             exclude(t.totals, s, facts, i, window)
-            _exclude_values(facts, t.marks, t.index, t.totals, s, i, window, s * OWNERS)
+            _exclude_values(facts, t.marks, t.entries, t.totals, s, i, window, s * OWNERS)
             if window == D90:
                 fold(t.carry, s, facts, i)
                 _unlist(t, s, i)
@@ -165,10 +163,10 @@ def _advance(t: Table, s: int, at: int) -> None:
 def _before(left: IntArray, i: int, right: IntArray, j: int) -> bool:
     """Whether fact i of `left` comes before fact j of `right`: by time, topic index, offset."""
     if left[i, TIME] != right[j, TIME]:
-        return left[i, TIME] < right[j, TIME]
+        return bool(left[i, TIME] < right[j, TIME])
     if left[i, KIND] >> 3 != right[j, KIND] >> 3:
-        return left[i, KIND] >> 3 < right[j, KIND] >> 3
-    return left[i, OFFSET] < right[j, OFFSET]
+        return bool(left[i, KIND] >> 3 < right[j, KIND] >> 3)
+    return bool(left[i, OFFSET] < right[j, OFFSET])
 
 
 @kernel(_INT(_I2, _INT, _INT, _I2, _INT))
@@ -189,7 +187,7 @@ def _position(facts: IntArray, start: int, end: int, batch: IntArray, j: int) ->
 @kernel(_VOID(_TABLE, _INT, _I2, _INT, _INT))
 def _accept(t: Table, s: int, batch: IntArray, j: int, at: int) -> None:
     """Insert fact j of the batch into slot s, whose windows stand at `at`; the arena has room behind the slot's facts."""
-    places, facts, marks, totals, index = t.places, t.facts, t.marks, t.totals, t.index
+    places, facts, marks, totals, index = t.places, t.facts, t.marks, t.totals, t.entries
     start, end = places[s, TAIL + D90], places[s, END]
     p = _position(facts, start, end, batch, j)
     for m in range(end, p, -1):
@@ -267,10 +265,12 @@ def _same(t: Table, s: int, batch: IntArray, j: int, time: int) -> bool:
             high = middle
     while facts[low, ID] != batch[j, ID]:
         low += 1
-    same = facts[low, TIME] == batch[j, TIME]
-    for column in range(KIND, D + 1):
-        same = same and facts[low, column] == batch[j, column]
-    return same
+    if facts[low, TIME] != batch[j, TIME]:
+        return False
+    column = KIND
+    while column <= D and facts[low, column] == batch[j, column]:
+        column += 1
+    return column > D
 
 
 @kernel(_INT(_TABLE, _I1, _I2, _B1, _INT, _U1, _I1, _B1, _I1, _F2))
@@ -302,9 +302,9 @@ def step(
         at[j] = newest
         t.places[s, USED] = number
         time = batch[j, TIME]
-        known = find(t.index, s * OWNERS + IDS, batch[j, ID])
+        known = find(t.entries, s * OWNERS + IDS, batch[j, ID])
         if known >= 0:
-            outcome[j] = DUPLICATE if _same(t, s, batch, j, t.index[known, 2]) else DUPLICATE_CONFLICT
+            outcome[j] = DUPLICATE if _same(t, s, batch, j, t.entries[known, 2]) else DUPLICATE_CONFLICT
             continue
         if newest != NONE and time <= newest - HORIZON_MS:
             outcome[j] = TOO_LATE
@@ -345,20 +345,28 @@ def peek(t: Table, slots: IntArray, at: IntArray, scratch: IntArray, vectors: Fl
             i = t.places[s, TAIL + window]
             while i < end and t.facts[i, TIME] <= edge:
                 exclude(scratch, 0, t.facts, i, window)
-                _exclude_values(t.facts, t.marks, t.index, scratch, 0, i, window, s * OWNERS)
+                _exclude_values(t.facts, t.marks, t.entries, scratch, 0, i, window, s * OWNERS)
                 i += 1
         evaluate(scratch, 0, now, vectors, j)
 
 
 @kernel(_VOID(_TABLE, _INT, _I2, _INT))
 def replay(t: Table, s: int, history: IntArray, length: int) -> None:
-    """Rebuild a reset slot from its carry row (filled in already) and its facts in order; the arena has room for them."""
+    """Rebuild a reset slot from its carry row (filled in already) and its facts in order; the arena has room for them.
+
+    Facts out of reach of the newest one go on into the carry; the others are taken in with the windows standing where they
+    will stand at the end.
+    """
+    newest = history[length - 1, TIME] if length > 0 else NONE
+    i = 0
+    while i < length and history[i, TIME] <= newest - HORIZON_MS:
+        fold(t.carry, s, history, i)
+        i += 1
     for column in range(CARRY_WIDTH):
         t.totals[s, column] = t.carry[s, column]
-    for i in range(length):
-        now = max(history[i, TIME], t.places[s, NEWEST])
-        _advance(t, s, now)
-        _accept(t, s, history, i, now)
+    while i < length:
+        _accept(t, s, history, i, newest)
+        i += 1
 
 
 @kernel(_VOID(_TABLE, _INT, _I1))
@@ -399,19 +407,19 @@ def forget(t: Table, s: int) -> None:
 
 @kernel(types.boolean(_TABLE, _INT, _INT))
 def _fits(t: Table, s: int, pending: int) -> bool:
-    return t.places[s, END] + pending <= t.places[s, REGION] + t.places[s, CAPACITY]
+    return bool(t.places[s, END] + pending <= t.places[s, REGION] + t.places[s, CAPACITY])
 
 
 @kernel(types.boolean(_TABLE, _INT, _INT))
 def _fits_moved(t: Table, s: int, pending: int) -> bool:
     length = t.places[s, END] - t.places[s, TAIL + D90]
-    return t.places[s, CAPACITY] - length >= max(pending, length >> 2)
+    return bool(t.places[s, CAPACITY] - length >= max(pending, length >> 2))
 
 
 @kernel(_INT(_TABLE, _INT, _INT))
 def _wanted(t: Table, s: int, pending: int) -> int:
     length = t.places[s, END] - t.places[s, TAIL + D90] + pending
-    return length + max(length >> 1, _MIN_SLACK)
+    return int(length + max(length >> 1, _MIN_SLACK))
 
 
 @kernel(_VOID(_TABLE, _INT, _I2, _U1, _INT, _INT))
@@ -574,9 +582,7 @@ def read(
     for j in range(done, slots.shape[0]):
         s = slots[j]
         parts = firsts[j + 1] - firsts[j]
-        length, probability, band, score_at = decode_parts(
-            buffer, bounds, firsts[j], parts, history, np.int64(0), t.carry[s], t.vectors[s]
-        )
+        length, probability, band, score_at = decode_parts(buffer, bounds, firsts[j], parts, history, np.int64(0), t.carry[s], t.vectors[s])
         if length < 0:
             return j, length
         if length > 0:
@@ -603,9 +609,7 @@ def read(
 
 
 @kernel(_VOID(_TABLE, _I1, _F1, _U1, _I1, _U1))
-def note_scores(
-    t: Table, slots: IntArray, probability: FloatArray, band: ByteArray, at: IntArray, former: ByteArray
-) -> None:
+def note_scores(t: Table, slots: IntArray, probability: FloatArray, band: ByteArray, at: IntArray, former: ByteArray) -> None:
     """Remember the last score of each slot, in order; former: the band before each."""
     for j in range(slots.shape[0]):
         s = slots[j]

@@ -95,12 +95,12 @@ def _ratio(above: float, below: float) -> float:
 
 
 @kernel("float64(int64[:, ::1], int64, int64, int64)")
-def _value(rows: IntArray, r: int, at: int, f: int) -> float:  # noqa: PLR0911, PLR0912 - one branch per operation of the catalog
+def _value(rows: IntArray, r: int, at: int, f: int) -> float:
     op, x, y, z = PROGRAMME[f, 0], PROGRAMME[f, 1], PROGRAMME[f, 2], PROGRAMME[f, 3]
     u, v = PROGRAMME[f, 4], PROGRAMME[f, 5]
-    if op == _TOTAL or op == _DISTINCT:  # noqa: PLR1714 - a tuple test is slower here
+    if op in (_TOTAL, _DISTINCT):
         return np.float64(rows[r, x])
-    if op == _RATIO or op == _DISTINCT_RATIO:  # noqa: PLR1714
+    if op in (_RATIO, _DISTINCT_RATIO):
         return _ratio(np.float64(rows[r, x]), np.float64(rows[r, y]))
     if op == _SHARE:
         return _ratio(np.float64(rows[r, x]), np.float64(rows[r, x]) + np.float64(rows[r, y]))
@@ -111,19 +111,19 @@ def _value(rows: IntArray, r: int, at: int, f: int) -> float:  # noqa: PLR0911, 
     if op == _CHANGE:
         return np.float64(rows[r, x] - (rows[r, y] - rows[r, x]))
     if op == _RATE:
-        return np.float64(rows[r, x]) / DAYS[u]
+        return float(np.float64(rows[r, x]) / DAYS[u])
     if op == _PER_MINUTE:
         return np.float64(rows[r, x]) / 60.0
-    if op == _AGE_DAYS or op == _TENURE_DAYS:  # noqa: PLR1714
+    if op in (_AGE_DAYS, _TENURE_DAYS):
         return np.nan if rows[r, x] == NONE else np.float64(at - rows[r, x]) / np.float64(DAY_MS)
     if op == _AGE_HOURS:
         return np.nan if rows[r, x] == NONE else np.float64(at - rows[r, x]) / np.float64(HOUR_MS)
-    if op == _MEAN_GAP_DAYS or op == _AGE_PER_GAP:  # noqa: PLR1714
+    if op in (_MEAN_GAP_DAYS, _AGE_PER_GAP):
         if rows[r, z] <= 1:
             return np.nan
         gap = (np.float64(rows[r, x] - rows[r, y]) / np.float64(DAY_MS)) / np.float64(rows[r, z] - 1)
         if op == _MEAN_GAP_DAYS:
-            return gap
+            return float(gap)
         return _ratio(np.float64(at - rows[r, x]) / np.float64(DAY_MS), gap)
     if op == _LAST:
         return np.nan if rows[r, x + 1] == NONE else np.float64(rows[r, x])
@@ -133,15 +133,15 @@ def _value(rows: IntArray, r: int, at: int, f: int) -> float:  # noqa: PLR0911, 
         return _ratio(np.float64(rows[r, x]), np.float64(rows[r, y]) / np.float64(rows[r, z]))
     if op == _ZSCORE:
         expected = (np.float64(rows[r, y]) / DAYS[v]) * DAYS[u]
-        return (np.float64(rows[r, x]) - expected) / math.sqrt(expected + 1.0)
+        return float((np.float64(rows[r, x]) - expected) / math.sqrt(expected + 1.0))
     if op == _HOUR_SIN:
-        return HOURS_SIN[(at // HOUR_MS) % 24]
+        return float(HOURS_SIN[(at // HOUR_MS) % 24])
     if op == _HOUR_COS:
-        return HOURS_COS[(at // HOUR_MS) % 24]
+        return float(HOURS_COS[(at // HOUR_MS) % 24])
     if op == _WEEKDAY_SIN:
-        return WEEKDAYS_SIN[(at // DAY_MS + 3) % 7]
+        return float(WEEKDAYS_SIN[(at // DAY_MS + 3) % 7])
     if op == _WEEKDAY_COS:
-        return WEEKDAYS_COS[(at // DAY_MS + 3) % 7]
+        return float(WEEKDAYS_COS[(at // DAY_MS + 3) % 7])
     if op == _KNOWN:
         return 0.0 if rows[r, x + 1] == NONE else 1.0
     if op == _PRODUCT:
