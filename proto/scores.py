@@ -1,0 +1,91 @@
+"""What leaves the service: score, dead-letter and model-alias records as documented contracts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from proto.errors import Reason as DeadLetterReason
+
+SCHEMA_VERSION: Final = 1
+"""Grows only with an incompatible change; fields may be added without one, so readers ignore those they do not know."""
+
+BANDS: Final = ("unknown", "low", "medium", "high")
+"""Band by code; 0 marks a fallback score, and "no score yet" in stored state."""
+
+Offset = Annotated[int, Field(ge=-1)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Source(_Record):
+    """The input record that caused this one."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class ScoreReason(_Record):
+    """A feature that moved the score."""
+
+    feature: str
+    value: float | None = Field(description="The feature's value; null = unknown.")
+    contribution: float = Field(description="What it adds to the margin (log-odds); positive raises the risk.")
+    text: str
+
+
+class ScoreRecord(_Record):
+    """One record on `churn-scores`, key = customer_id. With `cut` and the digests in it the score can be recomputed bit for bit.
+
+    Reader rule: records of one (source topic, source partition) come in offset order; drop those not above the highest seen.
+    """
+
+    schema_version: Literal[1]
+    score_id: str = Field(description="<topic>-<partition>-<offset> of the source.")
+    customer_id: str
+    event_id: str
+    event_time: int = Field(description="Epoch ms.")
+    at: int = Field(description="Instant the vector is evaluated at: max(event_time, the customer's newest). Epoch ms.")
+    scored_at: int = Field(description="Wall clock of the worker, epoch ms.")
+    probability: float = Field(ge=0, le=1, description="Calibrated probability of churn; the float32 value written in full.")
+    band: Literal["low", "medium", "high", "unknown"] = Field(description="unknown: a fallback.")
+    threshold_version: str
+    model_name: str
+    model_version: str
+    model_digest: str = Field(description="sha256 of the manifest, hexadecimal; empty for a fallback.")
+    layout_hash: str
+    vector_hash: str = Field(description="blake2b-128 of the vector's little-endian float32 bytes, hexadecimal.")
+    cause: Literal["event"]
+    late: bool = Field(description="event_time lies before the customer's newest.")
+    fallback: bool = Field(description="Made without a model.")
+    supersedes: str | None = Field(description="score_id this one corrects; null here.")
+    reasons: list[ScoreReason] = Field(description="Strongest first; empty where the band is low and has not moved.")
+    reasons_method: Literal["saabas"]
+    source: Source
+    cut: dict[str, Offset] = Field(description="Per input topic the highest offset handled up to and including this event; -1 = none.")
+
+
+class DeadLetter(_Record):
+    """One record on `churn-dead-letters`: a record that could not be handled, with its original bytes."""
+
+    schema_version: Literal[1]
+    reason: str = Field(description="Lower-case reason code.", json_schema_extra={"enum": [r.name.lower() for r in DeadLetterReason if r]})
+    detail: str
+    source: Source
+    append_time: int = Field(description="When the broker wrote the record, epoch ms.")
+    key: str | None = Field(description="Original key, base64; null = none.")
+    value: str | None = Field(description="Original value, base64; null = none.")
+
+
+class ModelAlias(_Record):
+    """Value of `alias/<name>` on `churn-models`."""
+
+    digest: str = Field(description="Key suffix of the artifact record `artifact/<digest>`.")
+    version: str
+
+
+OUTPUTS: Final = {"churn-scores": ScoreRecord, "churn-dead-letters": DeadLetter, "churn-models-alias": ModelAlias}
