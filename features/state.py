@@ -6,17 +6,14 @@ The layout is documented byte by byte in docs/state.md. All code here is integer
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import Struct
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from features.carry import (
     BASE,
     CARRY_WIDTH,
-    DAYS_AT,
     FIRST,
     LAST_WIDTH,
     LASTS_AT,
@@ -25,19 +22,14 @@ from features.carry import (
     PROFILE_WIDTH,
     empty,
 )
-from features.catalog import CLOCKS, LASTS, N_FEATURES
-from features.facts import KIND, LEVEL, NONE, OFFSET, TIME, VALUE, WIDTH, A, ID
-from features.store import CustomerState
+from features.catalog import LASTS, N_FEATURES
+from features.compiled import kernel
+from features.facts import ID, KIND, LEVEL, NONE, OFFSET, TIME, VALUE, WIDTH, A
+from features.store import FORMAT, PREFIX, CustomerState
 from proto.errors import ChainBroken, StateDamaged
 
-FORMAT: Final = 1
-"""Version of these bytes; another one is refused, never guessed."""
 CHUNK: Final = 64
 """Facts of a closed chunk: sequence numbers [64 k, 64 k + 64)."""
-PREFIX: Final = Struct("<HHI")
-"""Format version, number of closed chunks, number of the first closed chunk: all a store reads of `main`."""
-MAX_CLOSED: Final = 2**16 - 1
-
 FACT_BYTES: Final = 1 + 4 * 10 + 1 + 4 * 8 + 8
 """No fact takes more."""
 MAX_CHUNK_BYTES: Final = 4 + 10 + 1 + CHUNK * FACT_BYTES
@@ -69,6 +61,15 @@ _NAN: Final = 2  # the canonical NaN
 _RAW: Final = 3
 _NAN_BITS: Final = 0x7FC00000
 
+# Everything is int64 here: masks make the arithmetic shifts logical, multiplications wrap, constants are written as signed.
+_32_BITS: Final = (1 << 32) - 1
+_35_BITS: Final = (1 << 35) - 1
+_57_BITS: Final = (1 << 57) - 1
+_63_BITS: Final = (1 << 63) - 1
+_SEED: Final = 0xC2B2AE3D27D4EB4F - (1 << 64)
+_MULTIPLIER: Final = 0x9E3779B97F4A7C15 - (1 << 64)
+_FINAL_MULTIPLIER: Final = 0xD6E8FEB86659FD93 - (1 << 64)
+
 _PLAIN: Final = 0  # zigzag varint of the number
 _DIGEST: Final = 1  # eight bytes
 _FROM_NEWEST: Final = 2  # difference to the newest event time of the carry
@@ -82,7 +83,6 @@ def _carry_forms() -> npt.NDArray[np.uint8]:
     forms[LASTS_AT + 1 : LASTS_AT + LAST_WIDTH * len(LASTS) : LAST_WIDTH] = _FROM_NEWEST
     forms[PROFILE_AT] = _FROM_NEWEST
     forms[PROFILE_AT + 4 : PROFILE_AT + PROFILE_WIDTH] = _DIGEST
-    assert FIRST - NEWEST == len(CLOCKS) and DAYS_AT == PROFILE_AT + PROFILE_WIDTH
     return forms
 
 
@@ -98,99 +98,103 @@ _SEEN: Final = 28
 _SCRATCH: Final = _SEEN + 4 * CHUNK
 
 
-@njit("uint64(int64)", cache=True, nogil=True, error_model="numpy")
-def _zigzag(number):
-    return np.uint64((number << np.int64(1)) ^ (number >> np.int64(63)))
+@kernel("int64(uint8[::1], int64)")
+def _byte(buffer: ByteArray, pos: int) -> int:
+    return int(buffer[pos])
 
 
-@njit("int64(uint64)", cache=True, nogil=True, error_model="numpy")
-def _unzigzag(word):
-    return np.int64(word >> np.uint64(1)) ^ -np.int64(word & np.uint64(1))
+@kernel("int64(int64)")
+def _zigzag(number: int) -> int:
+    return (number << 1) ^ (number >> 63)
 
 
-@njit("int64(uint8[::1], int64, uint64)", cache=True, nogil=True, error_model="numpy")
-def _put_varint(out, pos, word):
-    while word >= np.uint64(128):
-        out[pos] = np.uint8((word & np.uint64(127)) | np.uint64(128))
-        word >>= np.uint64(7)
+@kernel("int64(int64)")
+def _unzigzag(word: int) -> int:
+    return ((word >> 1) & _63_BITS) ^ -(word & 1)
+
+
+@kernel("int64(uint8[::1], int64, int64)")
+def _put_varint(out: ByteArray, pos: int, word: int) -> int:
+    """Seven bits a byte, lowest first, of the word taken as unsigned."""
+    while word & ~127:
+        out[pos] = (word & 127) | 128
+        word = (word >> 7) & _57_BITS
         pos += 1
-    out[pos] = np.uint8(word)
+    out[pos] = word
     return pos + 1
 
 
-@njit("Tuple((uint64, int64))(uint8[::1], int64, int64)", cache=True, nogil=True, error_model="numpy")
-def _get_varint(buffer, pos, end):
-    word = np.uint64(0)
+@kernel("UniTuple(int64, 2)(uint8[::1], int64, int64)")
+def _get_varint(buffer: ByteArray, pos: int, end: int) -> tuple[int, int]:
+    """The word and the position after it, or an error < 0 as position."""
+    word = 0
     for shift in range(0, 70, 7):
         if pos >= end:
             break
-        byte = np.uint64(buffer[pos])
+        byte = _byte(buffer, pos)
         pos += 1
-        word |= (byte & np.uint64(127)) << np.uint64(shift)
-        if byte < np.uint64(128):
+        word |= (byte & 127) << shift
+        if byte < 128:
             return word, pos
-    return np.uint64(0), np.int64(TRUNCATED)
+    return 0, TRUNCATED
 
 
-@njit("int64(uint8[::1], int64, int64, int64)", cache=True, nogil=True, error_model="numpy")
-def _put_bytes(out, pos, number, size):
+@kernel("int64(uint8[::1], int64, int64, int64)")
+def _put_bytes(out: ByteArray, pos: int, number: int, size: int) -> int:
     for i in range(size):
-        out[pos + i] = np.uint8((number >> np.int64(8 * i)) & np.int64(255))
+        out[pos + i] = (number >> (8 * i)) & 255
     return pos + size
 
 
-@njit("int64(uint8[::1], int64, int64)", cache=True, nogil=True, error_model="numpy")
-def _get_bytes(buffer, pos, size):
-    number = np.int64(0)
+@kernel("int64(uint8[::1], int64, int64)")
+def _get_bytes(buffer: ByteArray, pos: int, size: int) -> int:
+    number = 0
     for i in range(size):
-        number |= np.int64(buffer[pos + i]) << np.int64(8 * i)
+        number |= _byte(buffer, pos + i) << (8 * i)
     return number
 
 
-@njit("uint64(uint64, uint8[::1], int64, int64)", cache=True, nogil=True, error_model="numpy")
-def _mix(state, buffer, pos, end):
-    """Fold bytes into the state: each step is a bijection of the state, so one changed word always changes the result."""
+@kernel("int64(int64, uint8[::1], int64, int64)")
+def _mix(state: int, buffer: ByteArray, pos: int, end: int) -> int:
+    """Fold bytes into the state. Every step is a bijection of the state, so a change within one word never gets lost."""
     while pos + 8 <= end:
-        word = np.uint64(_get_bytes(buffer, pos, np.int64(8)))
-        state = (state ^ word) * np.uint64(0x9E3779B97F4A7C15)
-        state ^= state >> np.uint64(29)
+        state = (state ^ _get_bytes(buffer, pos, 8)) * _MULTIPLIER
+        state ^= (state >> 29) & _35_BITS
         pos += 8
-    word = np.uint64(_get_bytes(buffer, pos, end - pos))
-    state = (state ^ word) * np.uint64(0x9E3779B97F4A7C15)
-    return state ^ (state >> np.uint64(29)) ^ np.uint64(end - pos)
+    state = (state ^ _get_bytes(buffer, pos, end - pos)) * _MULTIPLIER
+    return state ^ ((state >> 29) & _35_BITS) ^ (end - pos)
 
 
-@njit("int64(uint8[::1], int64, int64, int64)", cache=True, nogil=True, error_model="numpy")
-def checksum(buffer, pos, at, end):
-    """32-bit checksum of buffer[pos:end] without the four bytes at `at`, where it is stored."""
-    state = _mix(np.uint64(0xC2B2AE3D27D4EB4F), buffer, pos, at)
-    state = _mix(state, buffer, at + 4, end)
-    state = (state ^ (state >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    return np.int64(state >> np.uint64(32))
+@kernel("int64(uint8[::1], int64, int64, int64)")
+def checksum(buffer: ByteArray, pos: int, at: int, end: int) -> int:
+    """32 bits over buffer[pos:end] without the four bytes at `at`, which hold it."""
+    state = _mix(_mix(_SEED, buffer, pos, at), buffer, at + 4, end)
+    state = (state ^ ((state >> 32) & _32_BITS)) * _FINAL_MULTIPLIER
+    return (state >> 32) & _32_BITS
 
 
-@njit("int64(int64[:, ::1], int64, int64, uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
-def _put_facts(facts, first, count, out, pos):
+@kernel("int64(int64[:, ::1], int64, int64, uint8[::1], int64)")
+def _put_facts(facts: IntArray, first: int, count: int, out: ByteArray, pos: int) -> int:
     scratch = np.zeros(_SCRATCH, np.int64)
-    time = np.int64(0)
+    time = 0
     for row in range(first, first + count):
-        kind = facts[row, KIND] & np.int64(31)
-        topic = kind >> np.int64(3)
+        kind = facts[row, KIND] & 31
+        topic = kind >> 3
         texts = _TEXTS + 4 * topic
         header = kind
         value = facts[row, VALUE]
         if value != NONE:
-            header |= np.int64(_VALUE_KNOWN)
+            header |= _VALUE_KNOWN
         level = facts[row, LEVEL]
         if level == scratch[_LEVELS + topic]:
-            header |= np.int64(_SAME_LEVEL)
+            header |= _SAME_LEVEL
         same = True
         for column in range(4):
             same = same and facts[row, A + column] == scratch[texts + column]
         if same:
-            header |= np.int64(_SAME_TEXTS)
-        out[pos] = np.uint8(header)
-        pos = _put_varint(out, pos + 1, np.uint64(facts[row, TIME] - time))
+            header |= _SAME_TEXTS
+        out[pos] = header
+        pos = _put_varint(out, pos + 1, facts[row, TIME] - time)
         time = facts[row, TIME]
         pos = _put_varint(out, pos, _zigzag(facts[row, OFFSET] - scratch[_OFFSETS + topic]))
         scratch[_OFFSETS + topic] = facts[row, OFFSET]
@@ -201,94 +205,94 @@ def _put_facts(facts, first, count, out, pos):
             scratch[_LEVELS + topic] = level
         if not same:
             modes_at = pos
-            modes = np.int64(0)
+            modes = 0
             pos += 1
             for column in range(4):
                 text = facts[row, A + column]
                 if text == 0:
                     pass
                 elif text == scratch[texts + column]:
-                    modes |= np.int64(1) << np.int64(2 * column)
+                    modes |= 1 << (2 * column)
                 else:
                     seen = _SEEN + CHUNK * column
                     number = scratch[_COUNTS + column] - 1
                     while number >= 0 and scratch[seen + number] != text:
                         number -= 1
                     if number >= 0:
-                        modes |= np.int64(2) << np.int64(2 * column)
-                        out[pos] = np.uint8(number)
+                        modes |= 2 << (2 * column)
+                        out[pos] = number
                         pos += 1
                     else:
-                        modes |= np.int64(3) << np.int64(2 * column)
-                        pos = _put_bytes(out, pos, text, np.int64(8))
+                        modes |= 3 << (2 * column)
+                        pos = _put_bytes(out, pos, text, 8)
                         scratch[seen + scratch[_COUNTS + column]] = text
                         scratch[_COUNTS + column] += 1
                 scratch[texts + column] = text
-            out[modes_at] = np.uint8(modes)
-        pos = _put_bytes(out, pos, facts[row, ID], np.int64(8))
+            out[modes_at] = modes
+        pos = _put_bytes(out, pos, facts[row, ID], 8)
     return pos
 
 
-@njit("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)", cache=True, nogil=True, error_model="numpy")
-def _get_facts(buffer, pos, end, count, skip, facts, row):
+@kernel("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)")
+def _get_facts(buffer: ByteArray, pos: int, end: int, count: int, skip: int, facts: IntArray, row: int) -> int:
     """Read `count` <= 64 facts and store all but the first `skip` from `row` on. Returns the position after them or an error."""
     scratch = np.zeros(_SCRATCH, np.int64)
-    time = np.int64(0)
+    time = 0
     for number in range(count):
         if pos >= end:
-            return np.int64(TRUNCATED)
-        header = np.int64(buffer[pos])
-        kind = header & np.int64(31)
-        topic = kind >> np.int64(3)
+            return TRUNCATED
+        header = _byte(buffer, pos)
+        kind = header & 31
+        topic = kind >> 3
         texts = _TEXTS + 4 * topic
         word, pos = _get_varint(buffer, pos + 1, end)
         if pos < 0:
             return pos
-        time += np.int64(word)
+        time += word
         word, pos = _get_varint(buffer, pos, end)
         if pos < 0:
             return pos
         scratch[_OFFSETS + topic] += _unzigzag(word)
-        value = np.int64(NONE)
-        if header & np.int64(_VALUE_KNOWN):
+        value = NONE
+        if header & _VALUE_KNOWN:
             word, pos = _get_varint(buffer, pos, end)
             if pos < 0:
                 return pos
             value = _unzigzag(word)
-        if not header & np.int64(_SAME_LEVEL):
+        if not header & _SAME_LEVEL:
             word, pos = _get_varint(buffer, pos, end)
             if pos < 0:
                 return pos
             scratch[_LEVELS + topic] = _unzigzag(word)
-        if not header & np.int64(_SAME_TEXTS):
+        if not header & _SAME_TEXTS:
             if pos >= end:
-                return np.int64(TRUNCATED)
-            modes = np.int64(buffer[pos])
+                return TRUNCATED
+            modes = _byte(buffer, pos)
             pos += 1
             for column in range(4):
-                mode = (modes >> np.int64(2 * column)) & np.int64(3)
+                mode = (modes >> (2 * column)) & 3
                 seen = _SEEN + CHUNK * column
                 if mode == 0:
                     scratch[texts + column] = 0
                 elif mode == 2:
                     if pos >= end:
-                        return np.int64(TRUNCATED)
-                    place = np.int64(buffer[pos])
+                        return TRUNCATED
+                    place = _byte(buffer, pos)
                     if place >= scratch[_COUNTS + column]:
-                        return np.int64(INCONSISTENT)
+                        return INCONSISTENT
                     scratch[texts + column] = scratch[seen + place]
                     pos += 1
                 elif mode == 3:
                     if pos + 8 > end:
-                        return np.int64(TRUNCATED)
-                    text = _get_bytes(buffer, pos, np.int64(8))
+                        return TRUNCATED
+                    text = _get_bytes(buffer, pos, 8)
                     pos += 8
                     # At most one new value per fact and column: `count` <= 64 bounds it.
                     scratch[seen + scratch[_COUNTS + column]] = text
                     scratch[_COUNTS + column] += 1
                     scratch[texts + column] = text
         if pos + 8 > end:
-            return np.int64(TRUNCATED)
+            return TRUNCATED
         if number >= skip:
             facts[row, TIME] = time
             facts[row, OFFSET] = scratch[_OFFSETS + topic]
@@ -297,123 +301,129 @@ def _get_facts(buffer, pos, end, count, skip, facts, row):
             facts[row, LEVEL] = scratch[_LEVELS + topic]
             for column in range(4):
                 facts[row, A + column] = scratch[texts + column]
-            facts[row, ID] = _get_bytes(buffer, pos, np.int64(8))
+            facts[row, ID] = _get_bytes(buffer, pos, 8)
             row += 1
         pos += 8
     return pos
 
 
-@njit("int64(float32[::1], uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
-def _put_vector(vector, out, pos):
-    bits = vector.view(np.uint32)
+@kernel("int64(float32[::1], uint8[::1], int64)")
+def _put_vector(vector: FloatArray, out: ByteArray, pos: int) -> int:
+    bits = vector.view(np.int32)
     codes = pos
     for i in range(CODE_BYTES):
-        out[codes + i] = np.uint8(0)
+        out[codes + i] = 0
     pos += CODE_BYTES
     for i in range(N_FEATURES):
-        word = np.int64(bits[i])
-        code = np.int64(_RAW)
+        word = int(bits[i])
+        code = _RAW
         if word == 0:
-            code = np.int64(_ZERO)
+            code = _ZERO
         elif word == _NAN_BITS:
-            code = np.int64(_NAN)
+            code = _NAN
         else:
             number = vector[i]
-            if number >= np.float32(1) and number <= np.float32(255) and number == np.float32(np.uint8(number)):
-                code = np.int64(_SMALL)
-                out[pos] = np.uint8(number)
+            if number >= 1 and number <= 255 and number == int(number):
+                code = _SMALL
+                out[pos] = int(number)
                 pos += 1
             else:
-                pos = _put_bytes(out, pos, word, np.int64(4))
-        out[codes + (i >> 2)] |= np.uint8(code << np.int64(2 * (i & 3)))
+                pos = _put_bytes(out, pos, word, 4)
+        out[codes + (i >> 2)] |= code << (2 * (i & 3))
     return pos
 
 
-@njit("int64(uint8[::1], int64, int64, float32[::1])", cache=True, nogil=True, error_model="numpy")
-def _get_vector(buffer, pos, end, vector):
-    bits = vector.view(np.uint32)
+@kernel("int64(uint8[::1], int64, int64, float32[::1])")
+def _get_vector(buffer: ByteArray, pos: int, end: int, vector: FloatArray) -> int:
+    bits = vector.view(np.int32)
     codes = pos
     pos += CODE_BYTES
     if pos > end:
-        return np.int64(TRUNCATED)
+        return TRUNCATED
     for i in range(N_FEATURES):
-        code = (np.int64(buffer[codes + (i >> 2)]) >> np.int64(2 * (i & 3))) & np.int64(3)
+        code = (_byte(buffer, codes + (i >> 2)) >> (2 * (i & 3))) & 3
         if code == _ZERO:
-            bits[i] = np.uint32(0)
+            bits[i] = 0
         elif code == _NAN:
-            bits[i] = np.uint32(_NAN_BITS)
+            bits[i] = _NAN_BITS
         elif code == _SMALL:
             if pos >= end:
-                return np.int64(TRUNCATED)
-            vector[i] = np.float32(buffer[pos])
+                return TRUNCATED
+            vector[i] = buffer[pos]
             pos += 1
         else:
             if pos + 4 > end:
-                return np.int64(TRUNCATED)
-            bits[i] = np.uint32(_get_bytes(buffer, pos, np.int64(4)))
+                return TRUNCATED
+            bits[i] = _get_bytes(buffer, pos, 4)
             pos += 4
     return pos
 
 
-@njit("int64(int64[::1], int64)", cache=True, nogil=True, error_model="numpy")
-def _reference(carry, column):
+@kernel("int64(int64[::1], int64)")
+def _reference(carry: IntArray, column: int) -> int:
     """What a time of the carry is stored relative to."""
-    reference = np.int64(0)
+    reference = 0
     if _FORMS[column] == _FROM_NEWEST:
         reference = carry[NEWEST]
     elif _FORMS[column] == _FROM_CLOCK:
         reference = carry[column - (FIRST - NEWEST)]
     if reference == NONE:
-        reference = np.int64(0)
+        reference = 0
     return reference
 
 
-@njit("int64(int64[::1], uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
-def _put_carry(carry, out, pos):
+@kernel("int64(int64[::1], uint8[::1], int64)")
+def _put_carry(carry: IntArray, out: ByteArray, pos: int) -> int:
     bitmap = pos
     for i in range(BITMAP_BYTES):
-        out[bitmap + i] = np.uint8(0)
+        out[bitmap + i] = 0
     pos += BITMAP_BYTES
     for column in range(BASE + 1, CARRY_WIDTH):
         number = carry[column]
         if number != _NEUTRAL[column]:
-            out[bitmap + (column >> 3)] |= np.uint8(1 << (column & 7))
+            out[bitmap + (column >> 3)] |= 1 << (column & 7)
             if _FORMS[column] == _DIGEST:
-                pos = _put_bytes(out, pos, number, np.int64(8))
+                pos = _put_bytes(out, pos, number, 8)
             else:
-                pos = _put_varint(out, pos, _zigzag(number - _reference(carry, np.int64(column))))
+                pos = _put_varint(out, pos, _zigzag(number - _reference(carry, column)))
     return pos
 
 
-@njit("int64(uint8[::1], int64, int64, int64[::1])", cache=True, nogil=True, error_model="numpy")
-def _get_carry(buffer, pos, end, carry):
+@kernel("int64(uint8[::1], int64, int64, int64[::1])")
+def _get_carry(buffer: ByteArray, pos: int, end: int, carry: IntArray) -> int:
     """Fill a row that is neutral already."""
     bitmap = pos
     pos += BITMAP_BYTES
     if pos > end:
-        return np.int64(TRUNCATED)
+        return TRUNCATED
     for column in range(BASE + 1, CARRY_WIDTH):
-        if buffer[bitmap + (column >> 3)] & np.uint8(1 << (column & 7)):
+        if (_byte(buffer, bitmap + (column >> 3)) >> (column & 7)) & 1:
             if _FORMS[column] == _DIGEST:
                 if pos + 8 > end:
-                    return np.int64(TRUNCATED)
-                carry[column] = _get_bytes(buffer, pos, np.int64(8))
+                    return TRUNCATED
+                carry[column] = _get_bytes(buffer, pos, 8)
                 pos += 8
             else:
                 word, pos = _get_varint(buffer, pos, end)
                 if pos < 0:
                     return pos
-                carry[column] = _unzigzag(word) + _reference(carry, np.int64(column))
+                carry[column] = _unzigzag(word) + _reference(carry, column)
     return pos
 
 
-@njit(
-    "int64(int64[:, ::1], int64, int64, int64[::1], float32[::1], float32, int64, int64, uint8[::1], int64)",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def encode_main(facts_arena, start, length, carry_row, vector, prob, band, score_at, out_buffer, out_pos):
+@kernel("int64(int64[:, ::1], int64, int64, int64[::1], float32[::1], float32, int64, int64, uint8[::1], int64)")
+def encode_main(
+    facts_arena: IntArray,
+    start: int,
+    length: int,
+    carry_row: IntArray,
+    vector: FloatArray,
+    prob: float,
+    band: int,
+    score_at: int,
+    out_buffer: ByteArray,
+    out_pos: int,
+) -> int:
     """Write `main` of the customer whose kept facts are rows [start, start + length). Returns the position after it.
 
     The sequence number of the first kept fact is carry_row[BASE]. A customer never scored has score_at NONE (prob and band are
@@ -423,62 +433,59 @@ def encode_main(facts_arena, start, length, carry_row, vector, prob, band, score
     first = base // CHUNK
     closed = (base + length) // CHUNK - first
     skip = base - first * CHUNK
-    kept = closed * CHUNK - skip if closed > 0 else np.int64(0)
-    pos = _put_bytes(out_buffer, out_pos, np.int64(FORMAT), np.int64(2))
-    pos = _put_bytes(out_buffer, pos, closed, np.int64(2))
-    pos = _put_bytes(out_buffer, pos, first, np.int64(4)) + 4
-    flags = np.int64(0)
+    kept = closed * CHUNK - skip if closed > 0 else 0
+    pos = _put_bytes(out_buffer, out_pos, FORMAT, 2)
+    pos = _put_bytes(out_buffer, pos, closed, 2)
+    pos = _put_bytes(out_buffer, pos, first, 4) + 4
+    flags = 0
     for column in range(BASE + 1, CARRY_WIDTH):
         if carry_row[column] != _NEUTRAL[column]:
-            flags |= np.int64(_HAS_CARRY)
+            flags |= _HAS_CARRY
             break
     if score_at != NONE:
-        flags |= np.int64(_HAS_SCORE)
-    bits = vector.view(np.uint32)
+        flags |= _HAS_SCORE
+    bits = vector.view(np.int32)
     for i in range(N_FEATURES):
-        if np.int64(bits[i]) != _NAN_BITS:
-            flags |= np.int64(_HAS_VECTOR)
+        if int(bits[i]) != _NAN_BITS:
+            flags |= _HAS_VECTOR
             break
-    out_buffer[pos] = np.uint8(flags)
-    out_buffer[pos + 1] = np.uint8(skip)
-    out_buffer[pos + 2] = np.uint8(length - kept)
+    out_buffer[pos] = flags
+    out_buffer[pos + 1] = skip
+    out_buffer[pos + 2] = length - kept
     pos = _put_facts(facts_arena, start + kept, length - kept, out_buffer, pos + 3)
-    if flags & np.int64(_HAS_SCORE):
-        last = facts_arena[start + length - 1, TIME] if length > kept else np.int64(0)
+    if flags & _HAS_SCORE:
+        last = facts_arena[start + length - 1, TIME] if length > kept else 0
         one = np.empty(1, np.float32)
         one[0] = prob
-        pos = _put_bytes(out_buffer, pos, np.int64(one.view(np.uint32)[0]), np.int64(4))
-        out_buffer[pos] = np.uint8(band)
+        pos = _put_bytes(out_buffer, pos, int(one.view(np.int32)[0]), 4)
+        out_buffer[pos] = band
         pos = _put_varint(out_buffer, pos + 1, _zigzag(score_at - last))
-    if flags & np.int64(_HAS_VECTOR):
+    if flags & _HAS_VECTOR:
         pos = _put_vector(vector, out_buffer, pos)
-    if flags & np.int64(_HAS_CARRY):
+    if flags & _HAS_CARRY:
         pos = _put_carry(carry_row, out_buffer, pos)
-    _put_bytes(out_buffer, out_pos + 8, checksum(out_buffer, out_pos, out_pos + 8, pos), np.int64(4))
+    _put_bytes(out_buffer, out_pos + 8, checksum(out_buffer, out_pos, out_pos + 8, pos), 4)
     return pos
 
 
-@njit("int64(int64[:, ::1], int64, int64, int64, uint8[::1], int64)", cache=True, nogil=True, error_model="numpy")
-def encode_chunk(facts_arena, first_index, count, first_seq, out_buffer, out_pos):
+@kernel("int64(int64[:, ::1], int64, int64, int64, uint8[::1], int64)")
+def encode_chunk(facts_arena: IntArray, first_index: int, count: int, first_seq: int, out_buffer: ByteArray, out_pos: int) -> int:
     """Write a closed chunk: rows [first_index, first_index + count), the first with sequence number first_seq.
 
     first_seq + count is a multiple of 64 and count <= 64 (less when facts of the chunk had left before it was written again).
     Returns the position after it; the buffer has MAX_CHUNK_BYTES free.
     """
-    pos = _put_varint(out_buffer, out_pos + 4, np.uint64(first_seq))
-    out_buffer[pos] = np.uint8(count)
+    pos = _put_varint(out_buffer, out_pos + 4, first_seq)
+    out_buffer[pos] = count
     pos = _put_facts(facts_arena, first_index, count, out_buffer, pos + 1)
-    _put_bytes(out_buffer, out_pos, checksum(out_buffer, out_pos, out_pos, pos), np.int64(4))
+    _put_bytes(out_buffer, out_pos, checksum(out_buffer, out_pos, out_pos, pos), 4)
     return pos
 
 
-@njit(
-    "Tuple((int64, float32, int64, int64))(uint8[::1], int64, int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def decode_main(buffer, pos, end, closed, facts_arena, start, carry_row, vector):
+@kernel("Tuple((int64, float32, int64, int64))(uint8[::1], int64, int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])")
+def decode_main(
+    buffer: ByteArray, pos: int, end: int, closed: int, facts_arena: IntArray, start: int, carry_row: IntArray, vector: FloatArray
+) -> tuple[int, np.float32, int, int]:
     """Read `main` from buffer[pos:end]: the open facts into their rows, the whole carry row, the vector.
 
     closed: number of closed chunks the caller holds; the arena has 64 * (closed + 1) free rows at `start`.
@@ -487,92 +494,87 @@ def decode_main(buffer, pos, end, closed, facts_arena, start, carry_row, vector)
     """
     nothing = np.float32(np.nan)
     if pos < 0 or end > buffer.size or pos + 15 > end:
-        return np.int64(TRUNCATED), nothing, np.int64(0), np.int64(NONE)
-    if _get_bytes(buffer, pos, np.int64(2)) != FORMAT:
-        return np.int64(UNKNOWN_FORMAT), nothing, np.int64(0), np.int64(NONE)
-    if _get_bytes(buffer, pos + 8, np.int64(4)) != checksum(buffer, pos, pos + 8, end):
-        return np.int64(CHECKSUM), nothing, np.int64(0), np.int64(NONE)
-    first = _get_bytes(buffer, pos + 4, np.int64(4))
-    flags = np.int64(buffer[pos + 12])
-    skip = np.int64(buffer[pos + 13])
-    count = np.int64(buffer[pos + 14])
+        return TRUNCATED, nothing, 0, NONE
+    if _get_bytes(buffer, pos, 2) != FORMAT:
+        return UNKNOWN_FORMAT, nothing, 0, NONE
+    if _get_bytes(buffer, pos + 8, 4) != checksum(buffer, pos, pos + 8, end):
+        return CHECKSUM, nothing, 0, NONE
+    first = _get_bytes(buffer, pos + 4, 4)
+    flags = _byte(buffer, pos + 12)
+    skip = _byte(buffer, pos + 13)
+    count = _byte(buffer, pos + 14)
     taken = count if closed > 0 else count + skip
-    if _get_bytes(buffer, pos + 2, np.int64(2)) != closed or skip >= CHUNK or taken >= CHUNK or flags > 7:
-        return np.int64(INCONSISTENT), nothing, np.int64(0), np.int64(NONE)
-    kept = closed * CHUNK - skip if closed > 0 else np.int64(0)
+    if _get_bytes(buffer, pos + 2, 2) != closed or skip >= CHUNK or taken >= CHUNK or flags > 7:
+        return INCONSISTENT, nothing, 0, NONE
+    kept = closed * CHUNK - skip if closed > 0 else 0
     carry_row[:] = _NEUTRAL
     carry_row[BASE] = first * CHUNK + skip
-    pos = _get_facts(buffer, pos + 15, end, count, np.int64(0), facts_arena, start + kept)
+    pos = _get_facts(buffer, pos + 15, end, count, 0, facts_arena, start + kept)
     if pos < 0:
-        return pos, nothing, np.int64(0), np.int64(NONE)
-    prob, band, score_at = nothing, np.int64(0), np.int64(NONE)
-    if flags & np.int64(_HAS_SCORE):
+        return pos, nothing, 0, NONE
+    prob, band, score_at = nothing, 0, NONE
+    if flags & _HAS_SCORE:
         if pos + 5 > end:
-            return np.int64(TRUNCATED), nothing, np.int64(0), np.int64(NONE)
+            return TRUNCATED, nothing, 0, NONE
         one = np.empty(1, np.float32)
-        one.view(np.uint32)[0] = np.uint32(_get_bytes(buffer, pos, np.int64(4)))
+        one.view(np.int32)[0] = _get_bytes(buffer, pos, 4)
         prob = one[0]
-        band = np.int64(buffer[pos + 4])
+        band = _byte(buffer, pos + 4)
         word, pos = _get_varint(buffer, pos + 5, end)
         if pos < 0:
-            return pos, nothing, np.int64(0), np.int64(NONE)
-        last = facts_arena[start + kept + count - 1, TIME] if count > 0 else np.int64(0)
+            return pos, nothing, 0, NONE
+        last = facts_arena[start + kept + count - 1, TIME] if count > 0 else 0
         score_at = _unzigzag(word) + last
-    if flags & np.int64(_HAS_VECTOR):
+    if flags & _HAS_VECTOR:
         pos = _get_vector(buffer, pos, end, vector)
         if pos < 0:
-            return pos, nothing, np.int64(0), np.int64(NONE)
+            return pos, nothing, 0, NONE
     else:
-        vector.view(np.uint32)[:] = np.uint32(_NAN_BITS)
-    if flags & np.int64(_HAS_CARRY):
+        vector.view(np.int32)[:] = _NAN_BITS
+    if flags & _HAS_CARRY:
         pos = _get_carry(buffer, pos, end, carry_row)
         if pos < 0:
-            return pos, nothing, np.int64(0), np.int64(NONE)
+            return pos, nothing, 0, NONE
     if pos != end:
-        return np.int64(INCONSISTENT), nothing, np.int64(0), np.int64(NONE)
+        return INCONSISTENT, nothing, 0, NONE
     return kept + count, prob, band, score_at
 
 
-@njit("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)", cache=True, nogil=True, error_model="numpy")
-def decode_chunk(buffer, pos, end, number, base, facts_arena, start):
+@kernel("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)")
+def decode_chunk(buffer: ByteArray, pos: int, end: int, number: int, base: int, facts_arena: IntArray, start: int) -> int:
     """Read closed chunk `number` of the customer whose first kept fact, sequence number `base`, belongs in row `start`.
 
     Facts that have left meanwhile (sequence number < base) are skipped. Returns the number of facts stored or an error < 0.
     """
     if pos < 0 or end > buffer.size or pos + 6 > end:
-        return np.int64(TRUNCATED)
-    if _get_bytes(buffer, pos, np.int64(4)) != checksum(buffer, pos, pos, end):
-        return np.int64(CHECKSUM)
+        return TRUNCATED
+    if _get_bytes(buffer, pos, 4) != checksum(buffer, pos, pos, end):
+        return CHECKSUM
     word, pos = _get_varint(buffer, pos + 4, end)
     if pos < 0 or pos >= end:
-        return np.int64(TRUNCATED)
-    first_seq = np.int64(word)
-    count = np.int64(buffer[pos])
+        return TRUNCATED
+    first_seq = word
+    count = _byte(buffer, pos)
     wanted = max(base, number * CHUNK)
     skip = wanted - first_seq
     if count > CHUNK or first_seq < number * CHUNK or skip < 0 or skip > count or first_seq + count != (number + 1) * CHUNK:
-        return np.int64(INCONSISTENT)
+        return INCONSISTENT
     pos = _get_facts(buffer, pos + 1, end, count, skip, facts_arena, start + wanted - base)
     if pos < 0:
         return pos
-    return count - skip if pos == end else np.int64(INCONSISTENT)
+    return count - skip if pos == end else INCONSISTENT
 
 
-@njit(
-    "Tuple((int64, float32, int64, int64))(uint8[::1], int64[::1], int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])",
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
-def decode_parts(buffer, bounds, part, parts, facts_arena, start, carry_row, vector):
+@kernel("Tuple((int64, float32, int64, int64))(uint8[::1], int64[::1], int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])")
+def decode_parts(
+    buffer: ByteArray, bounds: IntArray, part: int, parts: int, facts_arena: IntArray, start: int, carry_row: IntArray, vector: FloatArray
+) -> tuple[int, np.float32, int, int]:
     """Read a whole customer from `parts` neighbouring pieces of the buffer: `main`, then its closed chunks, oldest first.
 
     Piece i is buffer[bounds[i]:bounds[i + 1]]; `part` is the one of `main`. The arena has 64 * parts free rows at `start`.
     Returns as decode_main.
     """
-    length, prob, band, score_at = decode_main(
-        buffer, bounds[part], bounds[part + 1], parts - 1, facts_arena, start, carry_row, vector
-    )
+    length, prob, band, score_at = decode_main(buffer, bounds[part], bounds[part + 1], parts - 1, facts_arena, start, carry_row, vector)
     if length < 0:
         return length, prob, band, score_at
     base = carry_row[BASE]
@@ -600,9 +602,7 @@ def encode(customer: Customer) -> CustomerState:
     facts = np.ascontiguousarray(customer.facts, np.int64)
     base, length = int(customer.carry[BASE]), len(facts)
     out = np.empty(max(MAX_MAIN_BYTES, MAX_CHUNK_BYTES), np.uint8)
-    size = encode_main(
-        facts, 0, length, customer.carry, customer.vector, customer.probability, customer.band, customer.score_at, out, 0
-    )
+    size = encode_main(facts, 0, length, customer.carry, customer.vector, customer.probability, customer.band, customer.score_at, out, 0)
     main = out[:size].tobytes()
     chunks = []
     for number in range(base // CHUNK, (base + length) // CHUNK):
@@ -613,7 +613,7 @@ def encode(customer: Customer) -> CustomerState:
 
 
 def join(states: Sequence[CustomerState]) -> tuple[ByteArray, IntArray, IntArray]:
-    """Many customers in one buffer for decode_parts: buffer, bounds of all pieces, and per customer its first piece (one more at the end)."""
+    """Many customers in one buffer for decode_parts: the buffer, the bounds of its pieces, and where each customer begins among them."""
     pieces: list[bytes] = []
     firsts = [0]
     for state in states:

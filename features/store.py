@@ -1,4 +1,4 @@
-"""The Store protocol: partition state behind a fencing nonce, and its in-memory form.
+"""The Store protocol: partition state behind a fencing nonce.
 
 One batch of a partition goes through `intend` -> (scores produced and acknowledged) -> `apply`. Every write presents the
 nonce of `claim` and the offsets it follows; the store refuses both a stale owner and a broken chain.
@@ -6,10 +6,18 @@ nonce of `claim` and the offsets it follows; the store refuses both a stale owne
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from struct import Struct
+from typing import Final, Protocol
 
 Offsets = Mapping[str, int]
 """Per input topic (name without prefix) the highest offset handled; -1 when none."""
+
+PREFIX: Final = Struct("<HHI")
+"""First bytes of `CustomerState.main`: format version, number of closed chunks, number of the first one; all a store reads of it."""
+MAX_CUSTOMERS: Final = 1_000
+"""Most customers of one apply and of one load call to the server."""
+FORMAT: Final = 1
+"""Version of everything stored: the keys of a partition, its meta and the bytes of a customer."""
 
 
 @dataclass(frozen=True, slots=True)
