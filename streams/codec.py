@@ -26,7 +26,7 @@ from features.facts import (
     pack_ticket,
 )
 from proto.errors import Reason
-from proto.events import MAX_ID_CHARS, MAX_TEXT_CHARS, epoch_ms
+from proto.events import MAX_TEXT, epoch_ms
 
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
@@ -35,8 +35,8 @@ ISO_EXPONENTS: Final = {
     **dict.fromkeys(
         ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "UYI", "VND", "VUV", "XAF", "XOF", "XPF"), 0
     ),
-    **dict.fromkeys("BHD IQD JOD KWD LYD OMR TND".split(), 3),
-    **dict.fromkeys("CLF UYW".split(), 4),
+    **dict.fromkeys(["BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"], 3),
+    **dict.fromkeys(["CLF", "UYW"], 4),
 }
 """ISO 4217 minor-unit exponents that are not 2."""
 
@@ -44,8 +44,8 @@ INTERNED: Final = 200_000
 """Bound of remembered text digests (products, devices, ...) and customer keys."""
 _INT64_MAX: Final = 2**63 - 1
 
-_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
-_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARS)]
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TEXT)]
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**15)]
 
 
