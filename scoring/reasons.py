@@ -1,0 +1,164 @@
+"""Why this score: Saabas contributions of each feature, and the strongest ones in business words.
+
+Walking a row down a tree, every step changes what the tree expects; the change is credited to the feature that was asked. Summed over
+the trees: contributions + bias = margin, where probability = 1 / (1 + exp(-margin)).
+Source: Saabas (2014), Interpreting random forests; XGBoost calls it `approx_contribs`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any, Final, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from features.catalog import CATALOG, Feature, Op
+from features.compiled import kernel
+from models.artifact import Artifact
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Reason(TypedDict):
+    """One reason as it is written into a score. value is null where the feature is unknown; contribution is in log-odds."""
+
+    feature: str
+    value: float | None
+    contribution: float
+    text: str
+
+
+@kernel("void(float32[:, ::1], int32[::1], int32[::1], float32[::1], uint8[::1], int32[::1], float64[::1], float64[:, ::1])")
+def _walk(vectors: Any, root: Any, feature: Any, value: Any, missing_yes: Any, yes: Any, change: Any, contributions: Any) -> None:
+    # Trees outside, rows inside: a tree's nodes stay in the nearest cache. `no` is `yes + 1`, so that the next node is a sum instead
+    # of a branch the processor would have to guess.
+    for t in range(root.shape[0]):
+        start = root[t]
+        for r in range(vectors.shape[0]):
+            node = start
+            asked = feature[node]
+            while asked >= 0:
+                x = vectors[r, asked]
+                goes_yes = (x < value[node]) | ((np.isnan(x)) & (missing_yes[node] != 0))
+                node = yes[node] + (1 - goes_yes)
+                contributions[r, asked] += change[node]
+                asked = feature[node]
+
+
+class Reasons:
+    """Contributions and reason texts of one model. Memory: about 30 bytes per tree node."""
+
+    def __init__(self, artifact: Artifact, *, money: "Money | None" = None) -> None:
+        forest, expected = artifact.forest, artifact.tables.expected
+        order = _siblings_together(forest.root, forest.feature, forest.yes, forest.no)
+        place = np.empty(forest.n_nodes, np.int32)
+        place[order] = np.arange(forest.n_nodes, dtype=np.int32)
+        change = np.zeros(forest.n_nodes)
+        branch = np.flatnonzero(forest.feature >= 0)
+        for child in (forest.yes, forest.no):
+            change[child[branch]] = expected[child[branch]] - expected[branch]
+        self.bias = float(expected[forest.root].sum() + forest.base)
+        self._root = place[forest.root]
+        self._feature = forest.feature[order]
+        self._value = forest.value[order]
+        self._missing_yes = forest.missing_yes[order].astype(np.uint8)
+        self._yes = np.where(self._feature >= 0, place[forest.yes[order]], 0).astype(np.int32)
+        self._change = change[order]
+        self._texts = [_text_of(f, money or Money()) for f in CATALOG]
+
+    def contributions(self, vectors: Vectors) -> npt.NDArray[np.float64]:
+        """Contribution of each feature to the margin in log-odds, float64 of the vectors' shape (k, N_FEATURES)."""
+        found = np.zeros(vectors.shape)
+        _walk(
+            np.ascontiguousarray(vectors, np.float32),
+            self._root,
+            self._feature,
+            self._value,
+            self._missing_yes,
+            self._yes,
+            self._change,
+            found,
+        )
+        return found
+
+    def top(self, vectors: Vectors, top: int = 3) -> Sequence[list[Reason]]:
+        """The `top` strongest contributions of each row, either way, strongest first; ties in catalog order; zero is no reason."""
+        if len(vectors) == 0:
+            return []
+        contributions = self.contributions(vectors)
+        chosen = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :top]
+        amounts = np.take_along_axis(contributions, chosen, axis=1).tolist()
+        values = np.take_along_axis(vectors, chosen, axis=1).tolist()
+        return [
+            [self._reason(f, v, c) for f, v, c in zip(*row, strict=True) if c] for row in zip(chosen.tolist(), values, amounts, strict=True)
+        ]
+
+    def _reason(self, feature: int, value: float, contribution: float) -> Reason:
+        way = "raises the risk" if contribution > 0 else "lowers the risk"
+        return {
+            "feature": CATALOG[feature].name,
+            "value": None if isnan(value) else value,
+            "contribution": round(contribution, 6),
+            "text": f"{self._texts[feature](value)}, {way}",
+        }
+
+
+def _siblings_together(root: Any, feature: Any, yes: Any, no: Any) -> npt.NDArray[np.int64]:
+    """Positions in a new order, tree after tree, where the two children of a branch stand side by side, `yes` first."""
+    order: list[int] = []
+    for start in root.tolist():
+        level = [start]
+        order.append(start)
+        while level:
+            children = [child for node in level if feature[node] >= 0 for child in (int(yes[node]), int(no[node]))]
+            order.extend(children)
+            level = children
+    return np.array(order, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """How amounts in minor units are written: the account currency's code and its number of decimals."""
+
+    currency: str = ""
+    exponent: int = 2
+
+    def text(self, minor: float) -> str:
+        """An amount for people: "1,234.50 GBP"."""
+        return f"{minor / 10**self.exponent:,.{self.exponent}f} {self.currency}".rstrip()
+
+
+_NEVER: Final = {Op.AGE_DAYS, Op.AGE_HOURS, Op.TENURE_DAYS}
+_FLAG: Final = {Op.KNOWN, Op.PROFILE_KNOWN, Op.CONSENT}
+
+
+def _text_of(feature: Feature, money: Money) -> Callable[[float], str]:
+    """How a value of this feature reads: "time since the last purchase: 83 days"."""
+    meaning, unit = feature.meaning, feature.unit
+    unknown = f"{meaning}: {'never' if feature.op in _NEVER else 'unknown'}"
+
+    def text(value: float) -> str:
+        if isnan(value):
+            return unknown
+        if feature.op in _FLAG:
+            return f"{meaning}: {'yes' if value else 'no'}"
+        if unit == "minor units":
+            return f"{meaning}: {money.text(value)}"
+        if unit == "share":
+            return f"{meaning}: {100 * value:.0f} %"
+        number = _number(value)
+        # Units are written in the plural ("purchases", "points 1-5"); a single one drops its s.
+        if number == "1" and unit.endswith("s") and " " not in unit:
+            return f"{meaning}: 1 {unit[:-1]}"
+        return f"{meaning}: {number}" if unit in {"-", "ratio", "product"} else f"{meaning}: {number} {unit}"
+
+    return text
+
+
+def _number(value: float) -> str:
+    """Whole where large or whole, one or two decimals where small."""
+    size = abs(value)
+    if value == int(value) or size >= 10:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 1 else f"{value:.2f}"

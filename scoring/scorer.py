@@ -1,0 +1,62 @@
+"""Vectors to probabilities: a published model, checked again on this machine before its first score."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from models.artifact import Artifact
+from models.session import Session, Vectors
+from proto.errors import ArtifactRejected
+from scoring.bands import bands
+from scoring.reasons import Money, Reason, Reasons
+
+GOLDEN_TOLERANCE: Final = 1e-6
+"""Between machines: the C library's exp may differ in the last bit, the sums of leaves do not."""
+
+
+class Scorer:
+    """One model in service. Scores are a function of the vector alone, whatever batch it comes in.
+
+    Raises ArtifactRejected when the golden rows do not score as they did at the trainer, or depend on the batch.
+    """
+
+    fallback: Final = False
+
+    def __init__(self, artifact: Artifact, *, money: Money | None = None) -> None:
+        manifest = artifact.manifest
+        self.digest = artifact.digest
+        self.name = manifest.name
+        self.version = manifest.version
+        self.layout_hash = manifest.layout_hash
+        self.threshold_version = manifest.thresholds.version
+        self.reasons_method = manifest.reasons_method
+        self._thresholds = manifest.thresholds
+        self._session = Session(artifact.onnx)
+        self._reasons = Reasons(artifact, money=money)
+        self._prove(artifact)
+
+    def _prove(self, artifact: Artifact) -> None:
+        golden, expected = artifact.tables.golden, artifact.tables.golden_probability
+        found = self._session.probabilities(golden)
+        apart = float(np.max(np.abs(found - expected)))
+        if not apart <= GOLDEN_TOLERANCE:
+            raise ArtifactRejected(f"model {self.digest[:12]} refused: golden rows score {apart:.1e} apart from the trainer's")
+        if np.any(bands(found, self._thresholds) != bands(expected, self._thresholds)):
+            raise ArtifactRejected(f"model {self.digest[:12]} refused: a golden row falls in another band than at the trainer's")
+        dependent = self._session.batch_dependent_rows(golden)
+        if dependent:
+            raise ArtifactRejected(f"model {self.digest[:12]} refused: {dependent} golden rows depend on the size of their batch")
+
+    def score(self, vectors: Vectors) -> Vectors:
+        """Calibrated probability of churn, float32 of shape (k,), for float32 vectors of shape (k, N_FEATURES)."""
+        return self._session.probabilities(vectors)
+
+    def bands(self, probability: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+        """Band codes (scoring.bands.Band), uint8 of shape (k,)."""
+        return bands(probability, self._thresholds)
+
+    def reasons(self, vectors: Vectors, top: int = 3) -> Sequence[list[Reason]]:
+        """The `top` reasons of each vector, strongest first; fewer where fewer features moved the score."""
+        return self._reasons.top(vectors, top)
