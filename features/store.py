@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Protocol
 
+from proto.errors import InvariantBroken
+
 Offsets = Mapping[str, int]
 """Per input topic (name without prefix) the highest offset handled; -1 when none."""
 
@@ -101,3 +103,16 @@ class Store(Protocol):
     def release(self, partition: int, nonce: str) -> None:
         """Give the partition up on a graceful stop; silently nothing when already fenced."""
         ...
+
+
+def check(batch: Apply) -> None:
+    """Refuse an apply no store could keep its promises for: it must advance, and never go back, on the topics it follows.
+
+    A batch that advances nothing could not be told from its own repetition. Raises InvariantBroken.
+    """
+    if batch.former.keys() != batch.to.keys() or any(batch.to[topic] < offset for topic, offset in batch.former.items()):
+        raise InvariantBroken(f"partition {batch.partition}: a batch from {dict(batch.former)} to {dict(batch.to)} goes back")
+    if batch.former == batch.to:
+        raise InvariantBroken(f"partition {batch.partition}: a batch that ends where it began, {dict(batch.to)}")
+    if len(batch.customers) > MAX_CUSTOMERS:
+        raise InvariantBroken(f"partition {batch.partition}: {len(batch.customers)} customers in one batch, at most {MAX_CUSTOMERS}")
