@@ -328,7 +328,10 @@ class Histories:
         return carry
 
     def state(self, customer: str) -> CustomerState:
-        """The whole customer as the store holds it once `changes` are written. Raises KeyError."""
+        """The whole customer as bytes. Raises KeyError.
+
+        `main` is what `changes` would write; a stored closed chunk may still hold facts that have left meanwhile.
+        """
         slot = self._slots[customer]
         t = self._t
         return encode(

@@ -535,7 +535,7 @@ def write(t: Table, slots: IntArray, out: ByteArray, pieces: IntArray, summary: 
             t.carry[s],
             t.vectors[s],
             t.probability[s],
-            np.int64(t.band[s]),
+            int(t.band[s]),
             t.score_at[s],
             out,
             pos,
@@ -582,7 +582,7 @@ def read(
     for j in range(done, slots.shape[0]):
         s = slots[j]
         parts = firsts[j + 1] - firsts[j]
-        length, probability, band, score_at = decode_parts(buffer, bounds, firsts[j], parts, history, np.int64(0), t.carry[s], t.vectors[s])
+        length, probability, band, score_at = decode_parts(buffer, bounds, firsts[j], parts, history, 0, t.carry[s], t.vectors[s])
         if length < 0:
             return j, length
         if length > 0:
