@@ -139,6 +139,8 @@ class Settings(BaseSettings):
     reasons_top: int = Field(3, ge=0, le=20, description="Reasons given with a score (count).")
 
     # Embedded servers
+    stack_kafka_port: int = Field(0, ge=0, le=65535, description="TCP port of the embedded Kafka on 127.0.0.1; 0 = a free one.")
+    stack_redis_port: int = Field(0, ge=0, le=65535, description="TCP port of the embedded Redis on 127.0.0.1; 0 = a free one.")
     stack_timeout_s: float = Field(60.0, gt=0, description="How long the embedded servers may take to answer (s).")
     dependency_timeout_s: float = Field(10.0, gt=0, description="How long Kafka or Redis may take to answer before a command gives up (s).")
 
