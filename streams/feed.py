@@ -166,7 +166,9 @@ def rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    opened: Any = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    stream: IO[bytes] = opened
+    return stream
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -269,7 +271,7 @@ def _time(cell: Any, form: str, zone: str) -> int:
     elif form in ("epoch_s", "epoch_ms"):
         return int(Decimal(str(cell)) * (1_000 if form == "epoch_s" else 1))
     else:
-        moment = datetime.strptime(str(cell), form)
+        moment = datetime.strptime(str(cell), form)  # noqa: DTZ007 - the mapping's zone is put in below
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=ZoneInfo(zone))
     since = moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,7 @@ def _instant(text: str | None, name: str) -> int | None:
         return None
     try:
         # A bare day is that day's beginning, UTC.
-        return epoch_ms(f"{datetime.strptime(text, '%Y-%m-%d'):%Y-%m-%d}T00:00:00Z" if len(text) == 10 else text)
+        return epoch_ms(f"{date.fromisoformat(text)}T00:00:00Z" if len(text) == 10 else text)
     except ValueError as error:
         raise BadUsage(f"{name} {text}: {error}") from error
 
