@@ -98,6 +98,7 @@ class RedisStore:
             protocol=2,
             client_name="churnstream",
         )
+        self._client.response_callbacks.clear()  # answers as the server gives them
         known = self._client.connection_pool.connection_kwargs
         self.address: str = known["path"] if "path" in known else f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
 
@@ -241,7 +242,7 @@ class RedisStore:
     def _version_there(self, meta: bytes) -> str | None:
         try:
             return cast(bytes, self._patiently(lambda: self._client.execute_command("FCALL_RO", "churn_version", 1, meta))).decode()
-        except ResponseError as error:
+        except RedisError as error:
             if _no_function(error):
                 return None
             raise self._failure(error) from error

