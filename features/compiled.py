@@ -19,8 +19,6 @@ from typing import Any, Final, TypeVar, cast
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SOURCES: Final = Path(__file__).resolve().parent
-MODULES: Final = ("features.aggregate", "features.index", "features.vector", "features.kernel", "features.state", "features.history")
-"""What `python -m features.compiled` compiles, in the order of imports."""
 IDLE_S: Final = 3600
 """A directory of another source state goes once it has not been used for so long: nobody compiles into it any more."""
 
@@ -95,12 +93,18 @@ def kernel(signature: Any) -> Callable[[Function], Function]:
     return compile_it
 
 
+def modules(sources: Path = SOURCES) -> list[str]:
+    """Modules of this package that hold compiled functions."""
+    wearers = [path for path in sorted(sources.glob("*.py")) if "from features.compiled import" in path.read_text("utf-8")]
+    return [f"features.{path.stem}" for path in wearers if path.name != Path(__file__).name]
+
+
 def main() -> None:
-    """Compile everything and print the seconds it took."""
+    """Compile everything here, and the modules named on the command line, and print the seconds it took."""
     from time import perf_counter
 
     began = perf_counter()
-    for module in MODULES:
+    for module in [*modules(), *sys.argv[1:]]:
         before = perf_counter()
         import_module(module)
         print(f"{module:24} {perf_counter() - before:6.2f} s")
