@@ -42,7 +42,7 @@ IntArray = npt.NDArray[np.int64]
 HOT_FACTS: Final = 1_000
 """A history is hot when it once keeps more facts than this."""
 HOT_SHARE: Final = 0.005
-MEDIUM_SHARE: Final = 0.05
+MEDIUM_SHARE: Final = 0.08
 
 _KINDS_OF_TOPIC: Final = tuple(tuple(code for code in KINDS.values() if code >> 3 == topic) for topic in range(len(TOPICS)))
 _DAY0: Final = YEAR_2000_MS // DAY_MS

@@ -26,7 +26,7 @@ from features.window import WINDOW_MS
 
 CUSTOMERS: Final = 200
 """Customers of a world."""
-HOT_SAMPLE: Final = 0.04
+HOT_SAMPLE: Final = 0.1
 """Share of a hot customer's events whose vector the oracle works out as well; the kernel works out all of them."""
 SHOWN: Final = 20
 """Mismatches reported one by one; all are counted."""
