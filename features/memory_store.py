@@ -5,14 +5,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 from features.facts import TOPICS
-from features.store import FORMAT, PREFIX, Apply, Claim, CustomerState, Intent, Offsets, check
+from features.store import LAYOUT, PREFIX, Apply, Claim, CustomerState, Intent, Offsets, check
 from proto.errors import ChainBroken, Fenced, StateDamaged
 
 
 @dataclass(slots=True)
 class _Partition:
     owner: str | None = None
-    format: int = FORMAT
+    format: str = LAYOUT
     epoch: int = 0
     applied: dict[str, int] = field(default_factory=dict)
     intent: Intent | None = None
@@ -32,8 +32,8 @@ class MemoryStore:
     def claim(self, partition: int, nonce: str) -> Claim:
         """As in Store."""
         found = self._partitions.setdefault(partition, _Partition())
-        if found.format != FORMAT:
-            raise ChainBroken(f"partition {partition}: state format {found.format} is not known to this version (it writes {FORMAT})")
+        if found.format != LAYOUT:
+            raise ChainBroken(f"partition {partition}: state format {found.format} is not the one of this version and catalog ({LAYOUT})")
         if found.owner != nonce:
             found.owner = nonce
             found.epoch += 1

@@ -27,7 +27,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from features.facts import TOPICS
-from features.store import FORMAT, MAX_CUSTOMERS, Apply, Claim, CustomerState, Intent, Offsets, check
+from features.store import LAYOUT, MAX_CUSTOMERS, Apply, Claim, CustomerState, Intent, Offsets, check
 from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreUnavailable
 
 Answer = TypeVar("Answer")
@@ -109,11 +109,11 @@ class RedisStore:
         meta = self._meta(partition)
         if self._version_there(meta) != self._version:
             self.load_functions()
-        answer = self._call("FCALL", "churn_claim", 1, meta, nonce, str(FORMAT))
+        answer = self._call("FCALL", "churn_claim", 1, meta, nonce, LAYOUT)
         if answer and answer[0] == UNKNOWN_FORMAT:
             raise ChainBroken(
-                f"partition {partition}: state format {answer[1].decode()} is not known to this version (it writes {FORMAT}); "
-                "use the version that wrote it, or another namespace"
+                f"partition {partition}: state format {answer[1].decode()} is not the one of this version and catalog ({LAYOUT}); "
+                "use the version that wrote it, or rebuild from the input topics in another namespace"
             )
         return _claim(partition, answer)
 

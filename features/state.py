@@ -22,7 +22,7 @@ from features.carry import (
     PROFILE_WIDTH,
     empty,
 )
-from features.catalog import LASTS, N_FEATURES
+from features.catalog import LASTS, LAYOUT_HASH, N_FEATURES
 from features.compiled import kernel
 from features.facts import ID, KIND, LEVEL, NONE, OFFSET, TIME, VALUE, WIDTH, A
 from features.store import FORMAT, PREFIX, CustomerState
@@ -35,18 +35,21 @@ FACT_BYTES: Final = 1 + 4 * 10 + 1 + 4 * 8 + 8
 MAX_CHUNK_BYTES: Final = 4 + 10 + 1 + CHUNK * FACT_BYTES
 CODE_BYTES: Final = (N_FEATURES + 3) // 4
 BITMAP_BYTES: Final = (CARRY_WIDTH + 7) // 8
-MAX_MAIN_BYTES: Final = 15 + CHUNK * FACT_BYTES + 15 + CODE_BYTES + 4 * N_FEATURES + BITMAP_BYTES + 10 * CARRY_WIDTH
+HEAD_BYTES: Final = 17
+MAX_MAIN_BYTES: Final = HEAD_BYTES + CHUNK * FACT_BYTES + 15 + CODE_BYTES + 4 * N_FEATURES + BITMAP_BYTES + 10 * CARRY_WIDTH
 """Room an encoder must find in the buffer before it starts; it does not look again."""
 
 TRUNCATED: Final = -1
 CHECKSUM: Final = -2
 UNKNOWN_FORMAT: Final = -3
 INCONSISTENT: Final = -4
+OTHER_CATALOG: Final = -5
 
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
+_LAYOUT_TAG: Final = int(LAYOUT_HASH[:4], 16)
 _HAS_CARRY: Final = 1
 _HAS_SCORE: Final = 2
 _HAS_VECTOR: Final = 4
@@ -436,7 +439,8 @@ def encode_main(
     kept = closed * CHUNK - skip if closed > 0 else 0
     pos = _put_bytes(out_buffer, out_pos, FORMAT, 2)
     pos = _put_bytes(out_buffer, pos, closed, 2)
-    pos = _put_bytes(out_buffer, pos, first, 4) + 4
+    pos = _put_bytes(out_buffer, pos, first, 4)
+    pos = _put_bytes(out_buffer, pos + 4, _LAYOUT_TAG, 2)
     flags = 0
     for column in range(BASE + 1, CARRY_WIDTH):
         if carry_row[column] != _NEUTRAL[column]:
@@ -493,23 +497,25 @@ def decode_main(
     nothing after it without a look at the bounds.
     """
     nothing = np.float32(np.nan)
-    if pos < 0 or end > buffer.size or pos + 15 > end:
+    if pos < 0 or end > buffer.size or pos + HEAD_BYTES > end:
         return TRUNCATED, nothing, 0, NONE
     if _get_bytes(buffer, pos, 2) != FORMAT:
         return UNKNOWN_FORMAT, nothing, 0, NONE
     if _get_bytes(buffer, pos + 8, 4) != checksum(buffer, pos, pos + 8, end):
         return CHECKSUM, nothing, 0, NONE
+    if _get_bytes(buffer, pos + 12, 2) != _LAYOUT_TAG:
+        return OTHER_CATALOG, nothing, 0, NONE
     first = _get_bytes(buffer, pos + 4, 4)
-    flags = _byte(buffer, pos + 12)
-    skip = _byte(buffer, pos + 13)
-    count = _byte(buffer, pos + 14)
+    flags = _byte(buffer, pos + 14)
+    skip = _byte(buffer, pos + 15)
+    count = _byte(buffer, pos + 16)
     taken = count if closed > 0 else count + skip
     if _get_bytes(buffer, pos + 2, 2) != closed or skip >= CHUNK or taken >= CHUNK or flags > 7:
         return INCONSISTENT, nothing, 0, NONE
     kept = closed * CHUNK - skip if closed > 0 else 0
     carry_row[:] = _NEUTRAL
     carry_row[BASE] = first * CHUNK + skip
-    pos = _get_facts(buffer, pos + 15, end, count, 0, facts_arena, start + kept)
+    pos = _get_facts(buffer, pos + HEAD_BYTES, end, count, 0, facts_arena, start + kept)
     if pos < 0:
         return pos, nothing, 0, NONE
     prob, band, score_at = nothing, 0, NONE
@@ -642,5 +648,7 @@ def damage(error: int, customer: str, main: bytes) -> ChainBroken:
     if error == UNKNOWN_FORMAT:
         found = PREFIX.unpack_from(main)[0]
         return ChainBroken(f"state format {found} of customer {customer!r} is not known to this version (it reads {FORMAT})")
+    if error == OTHER_CATALOG:
+        return ChainBroken(f"state of customer {customer!r} was written for another feature catalog; rebuild it from the input topics")
     what = {TRUNCATED: "it ends too early", CHECKSUM: "the checksum does not hold"}.get(error, "its parts do not fit each other")
     return StateDamaged(f"stored state of customer {customer!r} is damaged: {what}; rebuild its partition from the input topics")

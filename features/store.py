@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Protocol
 
+from features.catalog import LAYOUT_HASH
 from proto.errors import InvariantBroken
 
 Offsets = Mapping[str, int]
@@ -20,6 +21,8 @@ MAX_CUSTOMERS: Final = 1_000
 """Most customers of one apply and of one load call to the server."""
 FORMAT: Final = 1
 """Version of everything stored: the keys of a partition, its meta and the bytes of a customer."""
+LAYOUT: Final = f"{FORMAT}/{LAYOUT_HASH[:16]}"
+"""What a partition says it holds: format and feature catalog. Carry and vector mean nothing under another catalog."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from redis.exceptions import ConnectionError
 from features.facts import TOPICS
 from features.memory_store import MemoryStore
 from features.redis_store import RedisStore, redis_bytes
-from features.store import FORMAT, PREFIX, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
+from features.store import FORMAT, LAYOUT, PREFIX, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
 from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreUnavailable
 
 START: dict[str, int] = dict.fromkeys(TOPICS, -1)
@@ -55,7 +55,7 @@ class World(Protocol):
 
     def lose_everything(self) -> None: ...
     def lose_chunk(self, partition: int, customer: str, number: int) -> None: ...
-    def write_format(self, partition: int, version: int) -> None: ...
+    def write_format(self, partition: int, layout: str) -> None: ...
 
 
 class MemoryWorld:
@@ -75,8 +75,8 @@ class MemoryWorld:
     def lose_chunk(self, partition: int, customer: str, number: int) -> None:
         del self._store._partitions[partition].chunks[customer, number]
 
-    def write_format(self, partition: int, version: int) -> None:
-        self._store._partitions[partition].format = version
+    def write_format(self, partition: int, layout: str) -> None:
+        self._store._partitions[partition].format = layout
 
 
 class RedisServer:
@@ -148,8 +148,8 @@ class RedisWorld:
     def lose_chunk(self, partition: int, customer: str, number: int) -> None:
         assert self._client.delete(f"churn:{{{partition}}}:f:{customer}:{number}") == 1
 
-    def write_format(self, partition: int, version: int) -> None:
-        self._client.hset(f"churn:{{{partition}}}:meta", "format", str(version))
+    def write_format(self, partition: int, layout: str) -> None:
+        self._client.hset(f"churn:{{{partition}}}:meta", "format", layout)
 
     def close(self) -> None:
         for store in self._stores:
@@ -379,9 +379,11 @@ def an_unknown_format_is_refused(world: World) -> None:
     store = world.store()
     store.claim(3, "n1")
     store.release(3, "n1")
-    world.write_format(3, 99)
-    with pytest.raises(ChainBroken, match=r"partition 3.*state format 99"):
-        store.claim(3, "n2")
+    version, catalog = LAYOUT.split("/")
+    for other in (f"99/{catalog}", f"{version}/{catalog[::-1]}"):
+        world.write_format(3, other)
+        with pytest.raises(ChainBroken, match=f"partition 3.*state format {other}"):
+            store.claim(3, "n2")
     assert store.look(3).epoch == 1
 
 
