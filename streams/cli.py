@@ -29,6 +29,7 @@ GROUPS: dict[str, Group] = {
     "stack": Group("streams.commands.stack", "Start, look at and stop Kafka and Redis on this machine."),
     "topics": Group("streams.commands.topics", "Create the topics, or say what would be created."),
     "features": Group("streams.commands.features", "List the features, check them against the oracle, write their page."),
+    "worker": Group("streams.commands.worker", "Score events as they come."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 

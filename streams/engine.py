@@ -1,0 +1,376 @@
+"""The way of a batch: intent, facts into histories, vectors, scores, outputs acknowledged, state applied. No Kafka, no Faust.
+
+The same code runs under the Faust agent, in replay and in a simulation: store, models, sink and clock are passed in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from features.facts import KIND, NONE, PROFILE, TIME, TOPICS
+from features.history import Histories, Outcome
+from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
+from proto.errors import Fenced, InvariantBroken, Reason
+from streams.merge import Batch
+from streams.metrics import COUNTERS, Metrics, Parts, residue
+from streams.scores import Model, Scored, dead_letter_record, score_records
+
+log = logging.getLogger(__name__)
+
+CRASH_VARIABLE: Final = "CHURN_CRASH_AT"
+"""Test only: "after_intent:N", "after_produce:N" or "after_apply:N" ends the process at once at the N-th item there."""
+
+# What became of a record, beyond the kernel's outcomes.
+_REJECTED: Final = 7
+
+
+class Models(Protocol):
+    """Where the engine gets its model; asked only between two batches."""
+
+    def current(self) -> Model:
+        """The model in force now (the fallback when none is)."""
+        ...
+
+    def by_digest(self, digest: str) -> Model:
+        """The model of an open intent; "" is the fallback. Raises ArtifactRejected when it cannot be had."""
+        ...
+
+
+class Sink(Protocol):
+    """Where outputs go; `flush` returns when all are acknowledged."""
+
+    def scores(self, partition: int, records: list[dict[str, Any]]) -> None: ...
+
+    def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """max_facts: bound of facts in memory over all partitions; reasons_top: reasons of a score."""
+
+    max_facts: int
+    reasons_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an item did: new offsets of the partitions applied, partitions lost to another worker, counts of this item."""
+
+    applied: Mapping[int, Offsets]
+    fenced: Sequence[int]
+    counters: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class Partition:
+    """One owned partition."""
+
+    number: int
+    nonce: str
+    applied: dict[str, int]
+    intent: Intent | None
+    watermark_ms: int
+    counters: dict[str, int]
+    histories: Histories
+
+
+@dataclass(slots=True)
+class _Work:
+    """A batch on its way through the engine."""
+
+    batch: Batch
+    partition: Partition
+    model: Model
+    scored_at_ms: int
+    counters: dict[str, int] = field(default_factory=dict)
+    customers: list[str] = field(default_factory=list)
+    watermark_ms: int = -1
+
+
+class Engine:
+    """All owned partitions and what happens to their batches. `process` is called by one thread; assign and revoke may
+    come from another and wait until no item is in work."""
+
+    def __init__(
+        self, settings: EngineSettings, store: Store, models: Models, sink: Sink, clock_ms: Callable[[], int], metrics: Metrics
+    ) -> None:
+        self._settings, self._store, self._models, self._sink = settings, store, models, sink
+        self._clock_ms, self._metrics = clock_ms, metrics
+        self._partitions: dict[int, Partition] = {}
+        self._lock = threading.Lock()
+        self._fenced: Counter[int] = Counter()
+        self._model_digest: str | None = None
+        self.model_version = ""
+        self.began: tuple[float, float] | None = None  # perf_counter and CPU seconds of the process at the first item
+        self._crash = _CrashPoint.of(os.environ.get(CRASH_VARIABLE, ""))
+        self.parts = Parts()
+        self.totals: Counter[str] = Counter()
+        self.items = 0
+        self.largest_batch = 0
+
+    # -- ownership
+
+    def assign(self, partition: int, nonce: str) -> Claim:
+        """Become the only writer of the partition under this nonce."""
+        with self._lock:
+            claim = self._store.claim(partition, nonce)
+            self._partitions[partition] = Partition(
+                number=partition,
+                nonce=nonce,
+                applied={name: claim.applied.get(name, -1) for name in TOPICS},
+                intent=claim.intent,
+                watermark_ms=claim.watermark_ms,
+                counters={name: claim.counters.get(name, 0) for name in COUNTERS},
+                histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1))),
+            )
+            self._share_memory()
+            return claim
+
+    def revoke(self, partitions: Sequence[int], *, lost: bool) -> None:
+        """Give partitions up. Waits for the item in work; a lost partition is already another's, so nothing is released."""
+        with self._lock:
+            for number in partitions:
+                partition = self._partitions.pop(number, None)
+                self._fenced.pop(number, None)
+                self._metrics.forget_partition(number)
+                if partition is not None and not lost:
+                    self._store.release(number, partition.nonce)
+            self._share_memory()
+
+    @property
+    def owned(self) -> list[int]:
+        """Numbers of the owned partitions."""
+        return sorted(self._partitions)
+
+    def residues(self) -> dict[int, int]:
+        """Accounting residue of each owned partition since its beginning; 0 unless something is badly wrong."""
+        return {number: residue(partition.counters) for number, partition in self._partitions.items()}
+
+    # -- one item
+
+    def process(self, batches: Sequence[Batch]) -> Result:
+        """Take batches of different partitions all the way. On any error but Fenced the engine must not be used again."""
+        with self._lock:
+            self.items += 1
+            if self.began is None:
+                self.began = (time.perf_counter(), time.process_time())
+            fenced: list[int] = []
+            works = [work for batch in batches if (work := self._intend(batch, fenced)) is not None]
+            self._crash.reached("after_intent", self.items)
+            for work in works:
+                # Queued records travel while the next partition is computed.
+                self._compute(work)
+            with self.parts.part("ack"):
+                self._sink.flush()
+            self._crash.reached("after_produce", self.items)
+            applied = self._apply(works, fenced)
+            self._crash.reached("after_apply", self.items)
+            for number in fenced:
+                self._lose(number)
+            counters: Counter[str] = Counter()
+            for work in works:
+                if work.partition.number in applied:
+                    counters.update(work.counters)
+            self.totals.update(counters)
+            return Result(applied, fenced, dict(counters))
+
+    def _intend(self, batch: Batch, fenced: list[int]) -> _Work | None:
+        partition = self._partitions.get(batch.partition)
+        if partition is None or partition.nonce != batch.nonce:
+            return None  # given up since it was merged; its next owner reads it again
+        if dict(batch.former) != partition.applied:
+            raise InvariantBroken(f"partition {batch.partition}: a batch that follows {batch.former} came after {partition.applied}")
+        if partition.intent is not None:
+            intent = partition.intent
+            if not batch.recovered or dict(batch.to) != dict(intent.to):
+                raise InvariantBroken(f"partition {batch.partition}: expected the open batch up to {intent.to}, got {batch.to}")
+            return _Work(batch, partition, self._models.by_digest(intent.model), intent.scored_at_ms)
+        model = self._models.current()
+        if model.digest != self._model_digest:
+            self._model_digest, self.model_version = model.digest, model.version
+            self._metrics.model_in_force(model.version, model.digest)
+        intent = Intent(batch.to, model.digest, self._clock_ms())
+        try:
+            with self.parts.part("intend"):
+                self._store.intend(batch.partition, batch.nonce, batch.former, intent)
+        except Fenced as error:
+            log.warning("%s", error)
+            fenced.append(batch.partition)
+            return None
+        return _Work(batch, partition, model, intent.scored_at_ms)
+
+    def _compute(self, work: _Work) -> None:
+        """Facts into the histories, vectors, scores; the outputs are queued in the sink."""
+        batch, histories, model = work.batch, work.partition.histories, work.model
+        part = self.parts.part
+        accepted = batch.reason == Reason.ACCEPTED
+        everything = bool(accepted.all())
+        picks = None if everything else np.flatnonzero(accepted)
+        facts = batch.facts if picks is None else batch.facts[picks]
+        customers = batch.customer if picks is None else [batch.customer[i] for i in picks.tolist()]
+        with part("load"):
+            missing = histories.missing(customers)
+            if missing:
+                histories.load(missing, self._store.load(batch.partition, missing))
+        with part("kernel"):
+            step = histories.step(customers, facts)
+        rows = step.rows
+        scored_customers = customers if len(rows) == len(customers) else [customers[i] for i in rows.tolist()]
+        with part("onnx"):
+            probability = model.score(step.vectors)
+            band = model.bands(probability)
+            former_band = histories.note_scores(scored_customers, probability, band, step.at[rows])
+        with part("reasons"):
+            reasons = model.reasons(step.vectors, band, former_band, self._settings.reasons_top)
+        outcome = np.full(len(batch), _REJECTED, np.uint8)
+        outcome[accepted] = step.outcome
+        with part("encode"):
+            source_rows = rows if picks is None else picks[rows]
+            records = score_records(
+                batch,
+                model,
+                work.scored_at_ms,
+                Scored(source_rows, scored_customers, step.at[rows], step.late[rows], step.vectors, probability, band, reasons),
+            )
+            letters = self._dead_letters(batch, outcome)
+        with part("produce"):
+            self._sink.scores(batch.partition, records)
+            self._sink.dead_letters(batch.partition, letters)
+        work.customers = list(dict.fromkeys(customers))
+        taken = facts[(step.outcome == Outcome.SCORED) | (step.outcome == Outcome.PROFILE), TIME]
+        work.watermark_ms = max(work.partition.watermark_ms, int(taken.max()) if len(taken) else -1)
+        work.counters = self._count(batch, outcome)
+        self._metrics.late.inc(int(np.count_nonzero(step.late[rows])))
+        if model.fallback:
+            self._metrics.fallbacks.inc(len(rows))
+
+    def _dead_letters(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
+        reasons = batch.reason.copy()
+        reasons[outcome == Outcome.TOO_LATE] = Reason.TOO_LATE
+        reasons[outcome == Outcome.AMOUNT_RANGE] = Reason.AMOUNT_RANGE
+        letters = []
+        for i in np.flatnonzero(reasons).tolist():
+            reason = Reason(int(reasons[i]))
+            self._metrics.dead_letters.labels(reason.name.lower()).inc()
+            letters.append(dead_letter_record(batch, i, reason))
+        return letters
+
+    def _count(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> dict[str, int]:
+        by_topic = np.zeros((len(TOPICS), _REJECTED + 1), np.int64)
+        np.add.at(by_topic, (batch.topic, outcome), 1)
+        for topic, counts in zip(TOPICS, by_topic.tolist(), strict=True):
+            ends = {
+                "score": counts[Outcome.SCORED],
+                "profile_fact": counts[Outcome.PROFILE],
+                "duplicate": counts[Outcome.DUPLICATE],
+                "duplicate_conflict": counts[Outcome.DUPLICATE_CONFLICT],
+                "dead_letter": counts[Outcome.TOO_LATE] + counts[Outcome.AMOUNT_RANGE] + counts[_REJECTED],
+            }
+            for name, count in ends.items():
+                if count:
+                    self._metrics.events[topic, name].inc(count)
+        total = by_topic.sum(axis=0).tolist()
+        return {
+            "events": len(batch),
+            "scores": total[Outcome.SCORED],
+            "dead_letters": total[Outcome.TOO_LATE] + total[Outcome.AMOUNT_RANGE] + total[_REJECTED],
+            "duplicates": total[Outcome.DUPLICATE] + total[Outcome.DUPLICATE_CONFLICT],
+            "duplicate_conflicts": total[Outcome.DUPLICATE_CONFLICT],
+            "profile_facts": total[Outcome.PROFILE],
+        }
+
+    def _apply(self, works: Sequence[_Work], fenced: list[int]) -> dict[int, Offsets]:
+        applied: dict[int, Offsets] = {}
+        for work in works:
+            batch, partition = work.batch, work.partition
+            with self.parts.part("state"):
+                writes: list[CustomerWrite] = partition.histories.changes(work.customers)
+            try:
+                with self.parts.part("apply"):
+                    self._store.apply(
+                        [
+                            Apply(
+                                partition=batch.partition,
+                                nonce=batch.nonce,
+                                former=batch.former,
+                                to=batch.to,
+                                model=work.model.digest,
+                                watermark_ms=work.watermark_ms,
+                                counters=work.counters,
+                                customers=writes,
+                            )
+                        ]
+                    )
+            except Fenced as error:
+                log.warning("%s", error)
+                fenced.append(batch.partition)
+                continue
+            partition.applied = dict(batch.to)
+            partition.intent = None
+            partition.watermark_ms = work.watermark_ms
+            for name, count in work.counters.items():
+                partition.counters[name] += count
+            left = residue(partition.counters)
+            if left:
+                raise InvariantBroken(
+                    f"partition {batch.partition}: {left} events are neither scored nor accounted for: {partition.counters}"
+                )
+            partition.histories.evict()
+            applied[batch.partition] = partition.applied
+            self._observe(batch, partition)
+        return applied
+
+    def _observe(self, batch: Batch, partition: Partition) -> None:
+        number = str(batch.partition)
+        self.largest_batch = max(self.largest_batch, len(batch))
+        self._metrics.batch.observe(len(batch))
+        self._metrics.residue.labels(number).set(0)
+        for topic, offset in partition.applied.items():
+            self._metrics.applied.labels(topic, number).set(offset)
+        if len(batch):
+            # One observation a batch, of its oldest record: a histogram update per event would cost more than its score.
+            self._metrics.latency.observe(max(0, self._clock_ms() - int(batch.append_ms.min())) / 1_000)
+
+    def _lose(self, number: int) -> None:
+        self._metrics.fenced.inc()
+        self._partitions.pop(number, None)
+        self._fenced[number] += 1
+        if self._fenced[number] > 1:
+            raise Fenced(f"partition {number}: refused twice; this worker has lost touch with its group")
+
+    def _share_memory(self) -> None:
+        for partition in self._partitions.values():
+            partition.histories.max_facts = max(1, self._settings.max_facts // len(self._partitions))
+
+
+@dataclass(slots=True)
+class _CrashPoint:
+    """Where a test wants the process to die."""
+
+    place: str
+    item: int
+
+    @classmethod
+    def of(cls, text: str) -> _CrashPoint:
+        place, _, item = text.partition(":")
+        return cls(place, int(item or 1))
+
+    def reached(self, place: str, item: int) -> None:
+        if place == self.place and item >= self.item:
+            os._exit(70)
+
+
+assert len(TOPICS) - 1 == PROFILE >> 3
+assert NONE < 0 <= KIND

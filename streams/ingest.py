@@ -1,0 +1,377 @@
+"""The consumer of one worker: reads the input topics of its partitions, decodes, and hands out merged batches."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from features.facts import TOPICS
+from features.store import Claim
+from proto.errors import DependencyUnreachable, InvariantBroken
+from streams.codec import Decoder, RawMessage
+from streams.merge import Batch, Merge, Slice
+from streams.metrics import Parts
+
+log = logging.getLogger(__name__)
+
+FETCH: Final = 5_000
+"""Most messages of one call of consume."""
+IDLE_S: Final = 0.1
+"""How long one wait for a first message may take; also how soon a stop is seen."""
+SAMPLE: Final = 3
+"""Keys of one fetch of a (topic, partition) whose partition is checked."""
+
+
+class Owner(Protocol):
+    """What owns the state of partitions: the engine."""
+
+    def assign(self, partition: int, nonce: str) -> Claim:
+        """Become the only writer of the partition; returns where it stands."""
+        ...
+
+    def revoke(self, partitions: Sequence[int], *, lost: bool) -> None:
+        """Give partitions up; returns only when nothing of them is in flight."""
+        ...
+
+
+class Misrouted(InvariantBroken):
+    """A key lies in a partition where murmur2 does not put it, or the topics have different partition counts."""
+
+
+def murmur2(key: bytes) -> int:
+    """Kafka's hash of a record key, as the Java client computes it (31 bits, positive)."""
+    m, mask = 0x5BD1E995, 0xFFFFFFFF
+    h = (0x9747B28C ^ len(key)) & mask
+    whole = len(key) & ~3
+    for i in range(0, whole, 4):
+        k = int.from_bytes(key[i : i + 4], "little") * m & mask
+        k = (k ^ k >> 24) * m & mask
+        h = (h * m & mask) ^ k
+    if rest := key[whole:]:
+        h = (h ^ int.from_bytes(rest, "little")) * m & mask
+    h = (h ^ h >> 13) * m & mask
+    return (h ^ h >> 15) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSettings:
+    """What the consumer needs to know. `topics` are full names in topic-index order; buffer_bytes per (topic, partition)."""
+
+    client: Mapping[str, Any]
+    group_id: str
+    topics: Sequence[str]
+    batch_max_events: int
+    linger_s: float
+    buffer_bytes: int
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class Ingest:
+    """A thread around one librdkafka consumer. `take` is for another thread; `ready` is called when there may be something to take."""
+
+    settings: IngestSettings
+    decoder: Decoder
+    owner: Owner
+    ready: Callable[[], None]
+    parts: Parts = field(default_factory=Parts)
+    failure: BaseException | None = None
+    assignments: int = 0
+    _merges: dict[int, Merge] = field(default_factory=dict)
+    _dropped: set[int] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _drained: threading.Event = field(default_factory=threading.Event)
+    _commits: dict[tuple[str, int], int] = field(default_factory=dict)
+    _thread: threading.Thread | None = None
+    _partitions: int = 0
+
+    def start(self) -> None:
+        """Start reading in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read nothing more; commits, gives the partitions up and leaves the group. Call it with no batch in flight."""
+        self._stop.set()
+        self._drained.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end of the thread; whether it has ended."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            return not self._thread.is_alive()
+        return True
+
+    def take(self) -> list[Batch]:
+        """One merged batch of every partition that has one, removed from the buffers. Raises what stopped the reading."""
+        if self.failure is not None:
+            raise self.failure
+        with self._lock:
+            taken = [merge.take(self.settings.batch_max_events) for merge in self._merges.values()]
+        self._drained.set()
+        return [batch for batch in taken if batch is not None]
+
+    def applied(self, offsets: Mapping[int, Mapping[str, int]]) -> None:
+        """Note applied offsets per partition; they are committed to the group as a hint for lag tools."""
+        with self._lock:
+            for partition, topics in offsets.items():
+                for name, offset in topics.items():
+                    if offset >= 0:
+                        self._commits[self.settings.topics[TOPICS.index(name)], partition] = offset + 1
+
+    def drop(self, partition: int) -> None:
+        """Forget what is buffered of a partition another worker has claimed; until the group says the same, we are behind."""
+        with self._lock:
+            if self._merges.pop(partition, None) is not None:
+                self._dropped.add(partition)
+
+    def behind(self) -> bool:
+        """Whether records are known to exist that this worker should handle and has not been handed."""
+        with self._lock:
+            return bool(self._dropped) or any(merge.lag for merge in self._merges.values())
+
+    def lags(self) -> dict[int, int]:
+        """Records known to exist and not handed out yet, per owned partition."""
+        with self._lock:
+            return {partition: merge.lag for partition, merge in self._merges.items()}
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything known of the owned partitions has been handed out, and there has been an assignment."""
+        with self._lock:
+            return self.assignments > 0 and all(merge.caught_up for merge in self._merges.values())
+
+    # -- the thread
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:
+            log.error("reading stopped: %s", error)
+            self.failure = error
+        self.ready()
+
+    def _read(self) -> None:
+        s = self.settings
+        consumer = Consumer(
+            {
+                # Fetching: small enough to bound memory, large enough for few requests on a backlog.
+                "queued.max.messages.kbytes": 16_384,
+                "queued.min.messages": 20_000,
+                "fetch.wait.max.ms": 100,
+                "fetch.message.max.bytes": 4 << 20,
+                "max.partition.fetch.bytes": 4 << 20,
+                "topic.metadata.refresh.interval.ms": 60_000,
+                "reconnect.backoff.max.ms": 1_000,
+                **s.client,
+                "group.id": s.group_id,
+                "group.protocol": "classic",
+                "partition.assignment.strategy": "range",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "error",
+                "heartbeat.interval.ms": 1_000,
+                "session.timeout.ms": 6_000,
+            },
+            logger=log,
+        )
+        try:
+            self._partitions = self._count_partitions(consumer)
+            consumer.subscribe(list(s.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+            index = {name: i for i, name in enumerate(s.topics)}
+            while not self._stop.is_set():
+                self._watch_ends(consumer)
+                self._commit(consumer)
+                self._drained.clear()
+                if self._full():
+                    # Enough is decoded ahead for every partition. Not asking leaves the rest in the client's own bounded
+                    # queue, which costs nothing; pausing would throw its prefetched messages away. A rebalance is served
+                    # inside poll, so one message is still asked for now and then.
+                    self._drained.wait(IDLE_S)
+                    self._fetch(consumer, index, wait_s=0.0, more=0)
+                else:
+                    self._balance(consumer)
+                    self._fetch(consumer, index, wait_s=IDLE_S, more=FETCH)
+            self._commit(consumer, final=True)
+        finally:
+            # Leaves the group; on_revoke runs inside and gives the partitions up.
+            consumer.close()
+
+    def _count_partitions(self, consumer: Consumer) -> int:
+        try:
+            known = consumer.list_topics(timeout=self.settings.timeout_s).topics
+        except KafkaException as error:
+            raise DependencyUnreachable(f"Kafka: no metadata within {self.settings.timeout_s:g} s: {error.args[0]}") from error
+        missing = [name for name in self.settings.topics if name not in known or known[name].error is not None]
+        if missing:
+            raise DependencyUnreachable(f"Kafka: no topic {', '.join(missing)}; run `churnstream topics create`")
+        counts = {name: len(known[name].partitions) for name in self.settings.topics}
+        if len(set(counts.values())) != 1:
+            raise Misrouted(
+                f"the input topics have different partition counts ({counts}): a customer's events would lie apart; recreate them alike"
+            )
+        return next(iter(counts.values()))
+
+    def _fetch(self, consumer: Consumer, index: Mapping[str, int], *, wait_s: float, more: int) -> None:
+        groups: dict[tuple[str, int], list[Any]] = {}
+        with self.parts.part("consume"):
+            first = consumer.poll(wait_s)
+            if first is None:
+                return
+            messages = [first, *consumer.consume(more, self.settings.linger_s)] if more else [first]
+            for message in messages:
+                error = message.error()
+                place: Any = message.topic(), message.partition()  # never None where it is read: only of errors of no partition
+                if error is None:
+                    groups.setdefault(place, []).append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    self._at_end(index[place[0]], place[1], message.offset() or 0)
+                else:
+                    self._broken(error, place)
+        for (topic, partition), group in groups.items():
+            if partition in self._merges:
+                self._check_keys(topic, partition, group)
+                with self.parts.part("decode"):
+                    piece = Slice(self.decoder.decode(index[topic], partition, group), group)
+                with self._lock:
+                    if merge := self._merges.get(partition):
+                        merge.buffers[index[topic]].add(piece)
+        self.ready()
+
+    def _at_end(self, topic: int, partition: int, offset: int) -> None:
+        with self._lock:
+            if merge := self._merges.get(partition):
+                merge.buffers[topic].reach(offset)
+
+    def _broken(self, error: KafkaError, place: tuple[str, int]) -> None:
+        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise InvariantBroken(
+                f"{place[0]}[{place[1]}]: the stored offset is not in the topic ({error.str()}): "
+                "it was recreated or its retention is too short; nothing is skipped silently"
+            )
+        if error.fatal() or error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
+            raise DependencyUnreachable(f"Kafka: {error.str()}")
+        log.warning("kafka: %s", error.str())
+
+    def _check_keys(self, topic: str, partition: int, messages: Sequence[RawMessage]) -> None:
+        for message in messages[:SAMPLE]:
+            key = message.key()
+            if not key:
+                continue
+            if (belongs := murmur2(key) % self._partitions) != partition:
+                raise Misrouted(
+                    f"{topic}[{partition}] offset {message.offset()}: its key belongs into partition {belongs} of {self._partitions}; "
+                    "the producer must use murmur2 (librdkafka: partitioner=murmur2_random)"
+                )
+
+    def _watch_ends(self, consumer: Consumer) -> None:
+        """Take over the high watermarks that came with the last fetches."""
+        with self._lock:
+            buffers = [(partition, buffer) for partition, merge in self._merges.items() for buffer in merge.buffers]
+        for partition, buffer in buffers:
+            marks = consumer.get_watermark_offsets(TopicPartition(self.settings.topics[buffer.topic], partition), cached=True)
+            if marks[1] > buffer.end:
+                with self._lock:
+                    buffer.reach(buffer.position, marks[1])
+
+    def _full(self) -> bool:
+        events = 2 * self.settings.batch_max_events
+        with self._lock:
+            merges = list(self._merges.values())
+            waiting = sum(buffer.count for merge in merges for buffer in merge.buffers)
+            return waiting > events and all(merge.satisfied(events) for merge in merges)
+
+    def _balance(self, consumer: Consumer) -> None:
+        """Pause a (topic, partition) at the byte bound, resume it at half: others may still need to read on."""
+        bound = self.settings.buffer_bytes
+        with self._lock:
+            buffers = [(partition, buffer) for partition, merge in self._merges.items() for buffer in merge.buffers]
+            full = [(p, b) for p, b in buffers if not b.paused and b.bytes >= bound]
+            free = [(p, b) for p, b in buffers if b.paused and b.bytes <= bound // 2]
+            for _, buffer in full:
+                buffer.paused = True
+            for _, buffer in free:
+                buffer.paused = False
+        if full:
+            consumer.pause([TopicPartition(self.settings.topics[b.topic], p) for p, b in full])
+        if free:
+            consumer.resume([TopicPartition(self.settings.topics[b.topic], p) for p, b in free])
+
+    def _commit(self, consumer: Consumer, *, final: bool = False) -> None:
+        with self._lock:
+            if not self._commits:
+                return
+            offsets = [
+                TopicPartition(topic, partition, offset)
+                for (topic, partition), offset in self._commits.items()
+                if partition in self._merges
+            ]
+            self._commits.clear()
+        if offsets:
+            try:
+                if final:
+                    consumer.commit(offsets=offsets, asynchronous=False)
+                else:
+                    consumer.commit(offsets=offsets)
+            except KafkaException as error:
+                # A hint for lag tools only: where to start is stored with the state.
+                log.debug("commit: %s", error)
+
+    # -- called by the client inside poll, in this thread
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        s = self.settings
+        partitions = sorted({tp.partition for tp in assigned})
+        if len(assigned) != len(partitions) * len(TOPICS):
+            raise Misrouted(f"assigned {sorted((tp.topic, tp.partition) for tp in assigned)}: not the same partitions of every input topic")
+        starts = []
+        for partition in partitions:
+            nonce = secrets.token_hex(16)
+            claim = self.owner.assign(partition, nonce)
+            merge = Merge(partition, nonce, {name: claim.applied.get(name, -1) for name in TOPICS})
+            if claim.intent is not None:
+                merge.forced = {name: claim.intent.to.get(name, -1) for name in TOPICS}
+            for buffer, topic in zip(merge.buffers, s.topics, strict=True):
+                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=s.timeout_s)
+                start = merge.applied[TOPICS[buffer.topic]] + 1
+                if start == 0:
+                    start = low
+                elif start < low:
+                    raise InvariantBroken(
+                        f"{topic}[{partition}]: handled up to offset {start - 1}, but the topic now begins at {low}: "
+                        "records in between were deleted unread; rebuild the state or set the offsets on purpose"
+                    )
+                elif start > high:
+                    raise InvariantBroken(
+                        f"{topic}[{partition}]: handled up to offset {start - 1}, but the topic ends at {high}: recreated or truncated"
+                    )
+                buffer.reach(start, high)
+                starts.append(TopicPartition(topic, partition, start))
+            with self._lock:
+                self._merges[partition] = merge
+                self._dropped.discard(partition)
+        consumer.assign(starts)
+        self.assignments += 1
+        log.info("assigned partitions %s", partitions)
+        self.ready()
+
+    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition], *, lost: bool = False) -> None:
+        partitions = sorted({tp.partition for tp in revoked})
+        with self._lock:
+            for partition in partitions:
+                self._merges.pop(partition, None)
+                self._dropped.discard(partition)
+        self.owner.revoke(partitions, lost=lost)
+        log.info("%s partitions %s", "lost" if lost else "gave up", partitions)
+        self.ready()
+
+    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        self._on_revoke(consumer, lost, lost=True)

@@ -1,0 +1,90 @@
+"""Every metric of the worker by name, and the clock that says where the time of an event goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from features.facts import TOPICS
+
+OUTCOMES: Final = ("score", "profile_fact", "duplicate", "duplicate_conflict", "dead_letter")
+COUNTERS: Final = ("events", "scores", "dead_letters", "duplicates", "duplicate_conflicts", "profile_facts")
+"""Keys of the counters stored with a partition. `duplicates` counts conflicts as well; `duplicate_conflicts` says how many of them."""
+
+_LATENCY_SECONDS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
+_BATCH_EVENTS: Final = (1, 10, 100, 500, 1_000, 2_000, 4_000, 10_000)
+
+
+def residue(counters: Mapping[str, int]) -> int:
+    """Events in minus everything they may have become: 0, or the accounting is broken."""
+    ends = counters["scores"] + counters["dead_letters"] + counters["duplicates"] + counters["profile_facts"]
+    return counters["events"] - ends
+
+
+class Metrics:
+    """The metrics of one worker process, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        events = Counter(
+            "churn_events", "Input records handled, by topic and what became of them.", ["type", "outcome"], registry=self.registry
+        )
+        self.events = {(topic, outcome): events.labels(topic, outcome) for topic in TOPICS for outcome in OUTCOMES}
+        self.latency = Histogram(
+            "churn_score_latency_seconds", "Broker append time to acknowledged score.", buckets=_LATENCY_SECONDS, registry=self.registry
+        )
+        self.dead_letters = Counter("churn_dlq", "Records set aside, by reason.", ["reason"], registry=self.registry)
+        self.model = Gauge("churn_model_info", "The model in force (value 1).", ["version", "sha"], registry=self.registry)
+        self.residue = Gauge(
+            "churn_accounting_residue",
+            "Events minus scores, dead letters, duplicates, profile facts.",
+            ["partition"],
+            registry=self.registry,
+        )
+        self.applied = Gauge("churn_applied_offset", "Highest offset handled.", ["topic", "partition"], registry=self.registry)
+        self.lag = Gauge("churn_lag_records", "Records known to exist and not yet handled.", ["partition"], registry=self.registry)
+        self.batch = Histogram("churn_batch_events", "Events of one batch.", buckets=_BATCH_EVENTS, registry=self.registry)
+        self.late = Counter("churn_events_late", "Scored events older than their customer's newest.", registry=self.registry)
+        self.fallbacks = Counter("churn_fallback_scores", "Scores made without a model.", registry=self.registry)
+        self.fenced = Counter("churn_batches_fenced", "Batches refused because another worker owns the partition.", registry=self.registry)
+        self.resent = Counter("churn_batches_resent", "Items sent again because Faust cleared its queue.", registry=self.registry)
+        self.rejected_models = Counter("churn_models_rejected", "Artifacts that failed a gate.", registry=self.registry)
+
+    def model_in_force(self, version: str, digest: str) -> None:
+        """Name the one model that scores from now on."""
+        self.model.clear()
+        self.model.labels(version, digest[:16]).set(1)
+
+    def forget_partition(self, partition: int) -> None:
+        """Drop the gauges of a partition that went to another worker."""
+        for gauge in (self.residue, self.lag):
+            gauge.remove_by_labels({"partition": str(partition)})
+        self.applied.remove_by_labels({"partition": str(partition)})
+
+    def serve(self, port: int) -> Any:
+        """Answer /metrics on every interface; returns the server, which has shutdown()."""
+        server, _ = start_http_server(port, registry=self.registry)
+        return server
+
+
+@dataclass(slots=True)
+class Parts:
+    """Seconds spent by part of the way of an event; one object per thread, since the CPU clock is per thread."""
+
+    wall: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time the body under `name`."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self.wall[name] = self.wall.get(name, 0.0) + time.perf_counter() - wall
+            self.cpu[name] = self.cpu.get(name, 0.0) + time.thread_time() - cpu

@@ -1,0 +1,162 @@
+"""Output records as bytes: one score per scored event, one dead letter per record set aside."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from features.catalog import LAYOUT_HASH
+from features.facts import TIME, TOPICS
+from proto.errors import Reason
+from proto.scores import BANDS, SCHEMA_VERSION
+from streams.merge import Batch
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+IntArray = npt.NDArray[np.int64]
+
+
+class Model(Protocol):
+    """What turns vectors into scores (scoring.scorer.Scorer, scoring.fallback.Fallback); `digest` is "" for the fallback."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def threshold_version(self) -> str: ...
+    @property
+    def fallback(self) -> bool: ...
+    @property
+    def reasons_method(self) -> str: ...
+
+    def score(self, vectors: FloatArray) -> FloatArray:
+        """Probabilities, shape (k,)."""
+        ...
+
+    def bands(self, probability: FloatArray) -> ByteArray:
+        """Band codes, shape (k,), positions in proto.scores.BANDS."""
+        ...
+
+    def reasons(self, vectors: FloatArray, band: ByteArray, former: ByteArray, top: int) -> list[bytes]:
+        """Per score the strongest reasons as JSON; an empty list where the band is low and has not moved."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The k scored records of a batch: `rows` are their positions in it, the rest is aligned with `rows`."""
+
+    rows: npt.NDArray[np.intp] | IntArray
+    customers: Sequence[str]
+    at: IntArray
+    late: npt.NDArray[np.bool_]
+    vectors: FloatArray
+    probability: FloatArray
+    band: ByteArray
+    reasons: Sequence[bytes]
+
+
+def vector_hashes(vectors: FloatArray) -> list[str]:
+    """blake2b-128 of each row's float32 little-endian bytes, in hex."""
+    data = np.ascontiguousarray(vectors, "<f4").tobytes()
+    width = vectors.shape[1] * 4
+    return [blake2b(data[start : start + width], digest_size=16).hexdigest() for start in range(0, len(data), width)]
+
+
+_HEAD: Final = (
+    b'{"score_id":"%%b-%d-%%d","customer_id":%%b,"event_id":%%b,"event_time":%%d,"at":%%d,"scored_at":%d,"probability":%%.17g,"band":"%%b",'
+    b'"threshold_version":%b,"model_name":%b,"model_version":%b,"model_digest":%b,"layout_hash":"%b","vector_hash":"%%b","cause":"event",'
+    b'"late":%%b,"fallback":%b,"supersedes":null,"reasons":%%b,"reasons_method":%b,"source":{"topic":"%%b","partition":%d,"offset":%%d},'
+    b'"cut":{%b},"schema_version":%d}'
+)
+_CUT: Final = b",".join(b'"%b":%%d' % name.encode() for name in TOPICS)
+_TOPIC_BYTES: Final = tuple(name.encode() for name in TOPICS)
+_BAND_BYTES: Final = tuple(band.encode() for band in BANDS)
+_BOOL_BYTES: Final = (b"false", b"true")
+
+
+def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored) -> list[dict[str, Any]]:
+    """Score records as {"key", "value"} in merge order. A pure function of its arguments: a repeated batch gives equal bytes."""
+    text = msgspec.json.encode
+    template = _HEAD % (
+        batch.partition,
+        scored_at_ms,
+        text(model.threshold_version).replace(b"%", b"%%"),
+        text(model.name).replace(b"%", b"%%"),
+        text(model.version).replace(b"%", b"%%"),
+        text(model.digest).replace(b"%", b"%%"),
+        LAYOUT_HASH.encode(),
+        _BOOL_BYTES[model.fallback],
+        text(model.reasons_method).replace(b"%", b"%%"),
+        batch.partition,
+        _CUT,
+        SCHEMA_VERSION,
+    )
+    rows = scored.rows
+    offsets = batch.offset[rows].tolist()
+    topics = [_TOPIC_BYTES[topic] for topic in batch.topic[rows].tolist()]
+    event_id = batch.event_id
+    return [
+        {
+            "key": customer,
+            "value": template
+            % (
+                topic,
+                offset,
+                text(customer),
+                text(event_id[row]),
+                time,
+                at,
+                probability,
+                _BAND_BYTES[band],
+                digest,
+                _BOOL_BYTES[late],
+                reasons,
+                topic,
+                offset,
+                *cut,
+            ),
+        }
+        for row, customer, topic, offset, time, at, probability, band, digest, late, reasons, cut in zip(
+            rows.tolist(),
+            scored.customers,
+            topics,
+            offsets,
+            batch.facts[rows, TIME].tolist(),
+            scored.at.tolist(),
+            scored.probability.tolist(),
+            scored.band.tolist(),
+            [digest.encode() for digest in vector_hashes(scored.vectors)],
+            scored.late.tolist(),
+            scored.reasons,
+            batch.cuts()[rows].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def dead_letter_record(batch: Batch, row: int, reason: Reason) -> dict[str, Any]:
+    """The dead letter of one record of a batch: where it came from, why, and its original bytes in base64."""
+    message = batch.messages[row]
+    key, value = message.key(), message.value()
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "reason": reason.name.lower(),
+        "detail": batch.detail.get(row, ""),
+        "source": {"topic": TOPICS[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])},
+        "append_time": int(batch.append_ms[row]),
+        "key": None if key is None else b64encode(key).decode(),
+        "value": None if value is None else b64encode(value).decode(),
+    }
+    return {"key": key, "value": orjson.dumps(body)}
