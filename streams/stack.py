@@ -313,7 +313,8 @@ def check(settings: Settings) -> None:
         error = kafka_error(client_config(settings), settings.dependency_timeout_s)
         if error:
             raise DependencyUnreachable(
-                f"Kafka at {settings.kafka_bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}; check the address and the TLS/SASL settings"
+                f"Kafka at {settings.kafka_bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}; "
+                "check the address and the TLS/SASL settings"
             )
     if url := settings.redis_url.get_secret_value():
         error = _redis_error(url, settings.dependency_timeout_s)

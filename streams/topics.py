@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -134,6 +135,7 @@ def create(settings: Settings, *, dry_run: bool = False) -> Plan:
             for future in admin.create_topics(missing, operation_timeout=settings.dependency_timeout_s).values() if missing else ():
                 future.result()
             _set(admin, changes)
+            _wait_until_set(admin, there, settings)
     except KafkaException as failure:
         raise ChurnError(f"Kafka at {address}: creating topics: {failure.args[0].str()}") from failure
     return Plan(tuple(topic.topic for topic in missing), tuple(changes), _warnings(settings), dry_run)
@@ -164,6 +166,15 @@ def _differences(admin: AdminClient, topics: list[Topic], settings: Settings) ->
         for key, value in wanted[resource.name].items()
         if entries[key].value != value
     ]
+
+
+def _wait_until_set(admin: AdminClient, topics: list[Topic], settings: Settings) -> None:
+    """The controller confirms a change before every broker has seen it; without this wait the next command may still read the old value."""
+    deadline = time.monotonic() + settings.dependency_timeout_s
+    while left := _differences(admin, topics, settings):
+        if time.monotonic() > deadline:
+            raise ChurnError(f"topic {left[0][0]}: {left[0][1]} is still {left[0][2]}, not {left[0][3]}; does the cluster refuse it?")
+        time.sleep(0.02)
 
 
 def _set(admin: AdminClient, changes: list[tuple[str, str, str, str]]) -> None:
