@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from features import aggregate, compiled, index, kernel, state, vector
+from features import compiled
 
 SOURCES = compiled.SOURCES
 FILES = sorted(path.name for path in SOURCES.glob("*.py"))
@@ -128,7 +129,7 @@ def test_directories_nobody_has_used_for_long_are_removed(tmp_path: Path) -> Non
 def test_nothing_is_left_to_compile_at_call_time() -> None:
     dispatchers = [
         (module.__name__, name, function)
-        for module in (aggregate, index, vector, kernel, state)
+        for module in map(import_module, compiled.modules())
         for name, function in vars(module).items()
         if hasattr(function, "signatures") and hasattr(function, "py_func")
     ]
