@@ -163,7 +163,7 @@ def _schema(*kinds: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": list(kinds)}, mode="validation")
 
 
-_NULL: Final = {"type": "null"}
+_NULL: Final[dict[str, Any]] = {"type": "null"}
 Id = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Time = Annotated[
@@ -195,6 +195,13 @@ class Event(BaseModel):
 
 class Transaction(Event):
     """Topic `transactions`: money moved, or a plan changed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"kind": {"enum": ["payment", "refund", "renewal"]}}},
+            "then": {"required": ["amount"], "properties": {"amount": {"not": _NULL}}},
+        }
+    )
 
     kind: Literal["payment", "failed_payment", "refund", "renewal", "upgrade", "downgrade", "cancellation"]
     amount: Amount = Field(

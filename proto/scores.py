@@ -88,4 +88,8 @@ class ModelAlias(_Record):
     version: str
 
 
-OUTPUTS: Final = {"churn-scores": ScoreRecord, "churn-dead-letters": DeadLetter, "churn-models-alias": ModelAlias}
+OUTPUTS: Final[dict[str, type[BaseModel]]] = {
+    "churn-scores": ScoreRecord,
+    "churn-dead-letters": DeadLetter,
+    "churn-models-alias": ModelAlias,
+}

@@ -30,6 +30,9 @@ GROUPS: dict[str, Group] = {
     "topics": Group("streams.commands.topics", "Create the topics, or say what would be created."),
     "features": Group("streams.commands.features", "List the features, check them against the oracle, write their page."),
     "worker": Group("streams.commands.worker", "Score events as they come."),
+    "feed": Group("streams.commands.feed", "Send the rows of files as events."),
+    "dlq": Group("streams.commands.dlq", "Look at the records that could not be used."),
+    "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 
