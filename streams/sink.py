@@ -10,6 +10,7 @@ from typing import Any
 from confluent_kafka import KafkaError, Message, Producer
 
 from proto.errors import DependencyUnreachable, InvariantBroken
+from streams.topics import DEAD_LETTER_MAX_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class KafkaSink:
             {
                 "linger.ms": 2,
                 "batch.size": 500_000,
+                "message.max.bytes": DEAD_LETTER_MAX_BYTES,  # the client refuses more than 1 MB unless told
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 2_000_000,
                 "queue.buffering.max.kbytes": 256 << 10,
