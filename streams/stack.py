@@ -351,7 +351,9 @@ def _java(cache: str, home: Path, *options: str, training: bool) -> list[str]:
     logging_file = home / "log4j2.properties"
     logging_file.write_text(_LOGGING, encoding="utf-8")
     archive = directory / f"{cache}.aot"
-    aot = [f"-XX:AOTCacheOutput={archive}"] if training else [f"-XX:AOTCache={archive}"] if archive.is_file() else []
+    # Loaded classes only: the machine code a cache can also hold is, on this JVM, found under a wrong name now and then.
+    plain = ["-XX:+UnlockDiagnosticVMOptions", "-XX:-AOTAdapterCaching", "-XX:-AOTStubCaching"]
+    aot = [f"-XX:AOTCacheOutput={archive}", *plain] if training else [f"-XX:AOTCache={archive}", *plain] if archive.is_file() else []
     class_path = ":".join(str(directory / jar.filename) for jar in jars.read_lock())
     return [str(JAVA), *options, *aot, f"-Dlog4j2.configurationFile={logging_file}", "-cp", class_path]
 
@@ -365,7 +367,8 @@ def _prepare_kafka(home: Path, port: int, *, training: bool) -> list[str]:
         encoding="utf-8",
     )
     if not (data / "meta.properties").is_file():
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # Begins with "A": an id that begins with "-" (one in 64) would be read as an option.
+        cluster = urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         command = _java("format", home, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", training=training)
         done = subprocess.run(
             [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],

@@ -1,0 +1,75 @@
+# Everything a person does here, by name. A second run of a target does only what has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := $(if $(CHURN_DATA_DIR),$(CHURN_DATA_DIR),.churnstream)
+ARGS ?=
+ISSUE ?=
+QUICK ?=
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types fmt check claims bench lock
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(VENV)/.kafka $(DATA)/.kernels  ## the virtual environment, the jars of Kafka, the compiled kernels
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; give another one: make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# uv installs a lock in a fifth of pip's time; where it cannot be had, pip does the same from the same file.
+$(VENV)/.packages: $(VENV)/.python requirements.lock pyproject.toml deploy/uv.txt
+	@if $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/uv.txt; then \
+	    set -ex; \
+	    $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+	    $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+	    set -ex; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@
+
+$(VENV)/.kafka: $(VENV)/.packages deploy/kafka.lock
+	$(BIN)/churnstream stack fetch
+	@touch $@
+
+$(DATA)/.kernels: $(VENV)/.packages $(wildcard features/*.py)
+	$(BIN)/python -m features.compiled
+	@mkdir -p $(DATA) && touch $@
+
+demo: setup  ## live churn scores for real customers; ARGS=--keep leaves it running
+	@$(BIN)/churnstream demo $(ARGS)
+
+test: setup  ## all tests, real servers included; ARGS="-k window" for some
+	$(BIN)/pytest -n auto $(ARGS)
+
+lint: $(VENV)/.packages  ## ruff and the import contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(VENV)/.packages  ## mypy, strict
+	$(BIN)/mypy
+
+fmt: $(VENV)/.packages  ## format, and repair what ruff can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+check: lint types test  ## what continuous integration runs
+
+claims: setup  ## measure every figure we state; ISSUE="main job" for one issue, QUICK=1 for short runs
+	@$(BIN)/python -m bench.claims $(if $(ISSUE),--issue "$(ISSUE)") $(if $(QUICK),--quick) $(ARGS)
+
+bench: setup  ## throughput of one worker on a synthetic backlog
+	@$(BIN)/python -m bench.backlog $(ARGS)
+
+# No index address goes into the file: it is the same for every mirror.
+lock: $(VENV)/.packages  ## resolve all packages anew (after a change in pyproject.toml)
+	$(BIN)/uv pip compile pyproject.toml --group dev --quiet --upgrade --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock
+	echo uv | $(BIN)/uv pip compile - --quiet --upgrade --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o deploy/uv.txt
