@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from base64 import b64decode
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -17,8 +19,12 @@ from proto.scores import DeadLetter
 if TYPE_CHECKING:
     from streams.settings import Settings
 
+log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())  # a client's retries are its own affair; what fails in the end is raised
+
 TOPIC: Final = "churn-dead-letters"
 _BATCH: Final = 200
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
@@ -77,7 +83,7 @@ def collect(settings: Settings, *, limit: int, reason: str | None = None, source
 
 def _values(settings: Settings) -> Iterator[tuple[int, bytes]]:
     """(partition, value) of every record up to the ends as of now; a plain consumer without a group, it commits nothing."""
-    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
     from streams.topics import client_config
 
@@ -90,15 +96,13 @@ def _values(settings: Settings) -> Iterator[tuple[int, bytes]]:
         "auto.offset.reset": "earliest",
         "queued.max.messages.kbytes": 65_536,
     }
-    consumer = Consumer(config)
+    consumer = Consumer(config, logger=log)
     try:
-        try:
-            found = consumer.list_topics(name, timeout=timeout_s).topics[name]
-            if found.error is not None:
-                raise ChurnError(f"topic {name}: {found.error.str()}; `churnstream topics create` makes it")
-            ends = {p: consumer.get_watermark_offsets(TopicPartition(name, p), timeout=timeout_s) for p in sorted(found.partitions)}
-        except KafkaException as error:
-            raise DependencyUnreachable(f"Kafka at {config['bootstrap.servers']}: {error.args[0].str()}; is it up?") from error
+        found = _patiently(lambda: consumer.list_topics(name, timeout=timeout_s), timeout_s).topics[name]
+        if found.error is not None:
+            raise ChurnError(f"topic {name}: {found.error.str()}; `churnstream topics create` makes it")
+        parts = [TopicPartition(name, partition) for partition in sorted(found.partitions)]
+        ends = {part.partition: _patiently(partial(consumer.get_watermark_offsets, part, timeout=timeout_s), timeout_s) for part in parts}
         for partition, bounds in ends.items():
             low, high = bounds
             if low >= high:
@@ -124,3 +128,19 @@ def _values(settings: Settings) -> Iterator[tuple[int, bytes]]:
                     done = (message.offset() or 0) == high - 1
     finally:
         consumer.close()
+
+
+def _patiently(ask: Callable[[], Answer], timeout_s: float) -> Answer:
+    """The answer of Kafka; asked again, within the time, while a partition has no leader yet (a topic just made)."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            problem = error.args[0]
+            settling = problem.code() in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+            if not settling or time.monotonic() > deadline:
+                raise DependencyUnreachable(f"Kafka: {problem.str()}; is it up? (`churnstream stack status`)") from error
+            time.sleep(0.05)

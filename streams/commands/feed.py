@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,25 @@ Examples:
   churnstream feed invoices.csv --mapping my.toml --speed 100x --until 2010-12-01T00:00:00Z
   churnstream feed export.jsonl.gz --mapping jsonl --speed 500/s
 """
+
+
+class _Progress:
+    """One line that rewrites itself on a terminal; nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._drawn = 0.0
+
+    def show(self, events: int, event_ms: int) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - self._drawn > 0.2:
+            self._drawn = now
+            print(f"\r{events:,} events, {time.strftime('%Y-%m-%d %H:%M', time.gmtime(event_ms / 1000))} ", end="", file=sys.stderr)
+
+    def clear(self) -> None:
+        """Free the line for something else."""
+        if self._drawn:
+            self._drawn = 0.0
+            print("\r\x1b[K", end="", file=sys.stderr)
 
 
 def _instant(text: str | None, name: str) -> int | None:
@@ -55,14 +76,17 @@ def feed(
     console = Console(json_output=json_output)
     settings = load()
     pace = Pace.parse(speed)
-    bad: list[BadRow] = []
+    bad, first = 0, ""
+    progress = _Progress()
 
     def good() -> Iterator[Record]:
+        nonlocal bad, first
         for record in events(files, load_mapping(mapping), from_ms=_instant(start, "--from"), until_ms=_instant(until, "--until")):
             if isinstance(record, BadRow):
-                bad.append(record)
-                if len(bad) <= 20:
-                    console.say(f"{record.place}: {record.why}")
+                bad += 1
+                first = first or f"{record.place}: {record.why}"
+                progress.clear()
+                print(f"{record.place}: {record.why}", file=sys.stderr)
             else:
                 yield record
 
@@ -77,8 +101,16 @@ def feed(
         from streams.topics import client_config
 
         servers = endpoints(settings).kafka
-        sent = send(records, client_config(settings, servers), settings.topic_prefix, pace, timeout_s=settings.dependency_timeout_s)
-    console.say(f"{'would send' if dry_run else 'sent'} {sent.events} events, {len(bad)} bad rows")
-    console.result({"events": sent.events, "bad_rows": len(bad), "by_topic": sent.by_topic, "dry_run": dry_run})
+        sent = send(
+            records,
+            client_config(settings, servers),
+            settings.topic_prefix,
+            pace,
+            timeout_s=settings.dependency_timeout_s,
+            on_progress=progress.show,
+        )
+    progress.clear()
+    console.say(f"{'would send' if dry_run else 'sent'} {sent.events} events, {bad} bad rows")
+    console.result({"events": sent.events, "bad_rows": bad, "by_topic": sent.by_topic, "dry_run": dry_run})
     if bad and not skip_bad:
-        raise BadInput(f"{len(bad)} rows are no events, the first is {bad[0].place}: {bad[0].why} (--skip-bad leaves them out)")
+        raise BadInput(f"{bad} rows are no events, the first is {first} (--skip-bad leaves them out)")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from decimal import Decimal
+from random import Random
 from time import process_time
 
 import numpy as np
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.facts import KIND, LEVEL, NONE, TIME, VALUE, pack_profile, pack_ticket
 from proto.errors import Reason
-from proto.events import CustomerProfile, Event, Login, Refused, SupportTicket, Transaction, days, read
+from proto.events import MODELS, CustomerProfile, Event, Login, Refused, SupportTicket, Transaction, days, read
 from streams.codec import Decoder, minor_units
 from streams.fuzz import APPEND_MS, FuzzRecord, fuzz_records
 
@@ -130,3 +134,29 @@ def test_a_hundred_thousand_hostile_records_within_bounded_time() -> None:
     assert total == 100_000
     # Two thirds of them take the slow way; 0.6 ms each would be a flood that stops a worker.
     assert process_time() - started < 60
+
+
+RAW = st.one_of(
+    st.sampled_from(
+        [b"null", b"true", b"1", b"-1", b"5", b"6", b"10", b"11", b'"low"', b'"EUR"', b'"2024-02-29"', b'"profile"', b'"login"']
+    ),
+    st.integers(-(2**70), 2**70).map(lambda i: str(i).encode()),
+    st.floats(allow_nan=False, allow_infinity=False).map(lambda f: repr(f).encode()),
+    st.decimals(allow_nan=False, allow_infinity=False).map(lambda d: b'"%b"' % str(d).encode()),
+    st.datetimes(timezones=st.timezones()).map(lambda t: b'"%b"' % t.isoformat().encode()),
+    st.text(max_size=300).map(orjson.dumps),
+    st.recursive(st.just([]), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2)).map(
+        orjson.dumps
+    ),
+)
+NAMES = [sorted(model.model_fields) for model in MODELS]
+
+
+@given(st.integers(0, 3), st.randoms(use_true_random=False), st.lists(st.tuples(st.integers(0, 20), RAW), max_size=4))
+def test_any_fields_have_the_verdict_and_values_of_the_contract(topic: int, random: Random, changes: list[tuple[int, bytes]]) -> None:
+    usable = (r for r in fuzz_records(random.randrange(2**32), 1_000) if r.topic == topic and r.value and r.value.endswith(b"}"))
+    record = next(usable)
+    body = record.value or b"{}"
+    for index, raw in changes:
+        body = body[:-1] + b',"%b":%b}' % (NAMES[topic][index % len(NAMES[topic])].encode(), raw)
+    check([FuzzRecord(topic, record.key, body)], batch=1)
