@@ -214,10 +214,11 @@ class RedisStore:
             name = _key(write.customer)
             keys.append(mains + name)
             values.append(write.main)
-            for number, chunk in write.chunks:
-                keys.append(facts + name + b":%d" % number)
-                values.append(chunk)
-            dropped.extend(facts + name + b":%d" % number for number in write.dropped)
+            if write.chunks:
+                keys += [facts + name + b":%d" % number for number, _ in write.chunks]
+                values += [chunk for _, chunk in write.chunks]
+            if write.dropped:
+                dropped += [facts + name + b":%d" % number for number in write.dropped]
         offsets = [part for topic, former in batch.former.items() for part in (topic, str(former), str(batch.to[topic]))]
         counters = [part for name, count in batch.counters.items() for part in (_COUNTER + name.encode(), str(count))]
         counts = (str(len(batch.former)), str(len(batch.counters)), str(len(keys)))
