@@ -33,6 +33,8 @@ GROUPS: dict[str, Group] = {
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
     "dlq": Group("streams.commands.dlq", "Look at the records that could not be used."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
+    "state": Group("streams.commands.state", "Look at what is stored of a customer."),
+    "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 

@@ -17,6 +17,7 @@ from proto.errors import DependencyUnreachable, InvariantBroken
 from streams.codec import Decoder, RawMessage
 from streams.merge import Batch, Merge, Slice
 from streams.metrics import Parts
+from streams.partitioner import murmur2
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +43,6 @@ class Owner(Protocol):
 
 class Misrouted(InvariantBroken):
     """A key lies in a partition where murmur2 does not put it, or the topics have different partition counts."""
-
-
-def murmur2(key: bytes) -> int:
-    """Kafka's hash of a record key, as the Java client computes it (31 bits, positive)."""
-    m, mask = 0x5BD1E995, 0xFFFFFFFF
-    h = (0x9747B28C ^ len(key)) & mask
-    whole = len(key) & ~3
-    for i in range(0, whole, 4):
-        k = int.from_bytes(key[i : i + 4], "little") * m & mask
-        k = (k ^ k >> 24) * m & mask
-        h = (h * m & mask) ^ k
-    if rest := key[whole:]:
-        h = (h ^ int.from_bytes(rest, "little")) * m & mask
-    h = (h ^ h >> 13) * m & mask
-    return (h ^ h >> 15) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True)

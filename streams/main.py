@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 STOP_S: Final = 10.0
 """A stop that takes longer ends hard: nothing is lost, the open intent repeats the batch."""
 EXIT_HARD: Final = 1
+GC_THRESHOLDS: Final = (100_000, 20, 20)
 
 
 def log_to_stderr(level: str) -> None:
@@ -187,6 +189,10 @@ class Worker:
             await app.add_runtime_dependency(feeder)
             ingest.start()
             log.info("worker %s started", name)
+            # Every message is an object the cycle collector looks at, and none of ours is in a cycle: look rarely, and never
+            # again at what the imports left.
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             await self._until_done(feeder, ingest)
             watchdog.stopping()
             # Between two batches: nothing is in flight, so what was applied is committed and the partitions are given up.
