@@ -1,6 +1,5 @@
 """The score when there is no model: one stated probability, the band "unknown", and the flag that says so."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -8,8 +7,7 @@ import numpy.typing as npt
 
 from features.catalog import LAYOUT_HASH
 from models.session import Vectors
-from scoring.bands import Band
-from scoring.reasons import Reason
+from scoring.bands import UNKNOWN
 
 
 class Fallback:
@@ -23,7 +21,7 @@ class Fallback:
     name: Final = ""
     version: Final = ""
     threshold_version: Final = ""
-    reasons_method: Final = "none"
+    reasons_method: Final = "saabas"
     layout_hash: Final = LAYOUT_HASH
 
     def __init__(self, probability: float) -> None:
@@ -37,8 +35,8 @@ class Fallback:
 
     def bands(self, probability: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """UNKNOWN for each, uint8 of shape (k,)."""
-        return np.full(len(probability), Band.UNKNOWN, np.uint8)
+        return np.full(len(probability), UNKNOWN, np.uint8)
 
-    def reasons(self, vectors: Vectors, top: int = 3) -> Sequence[list[Reason]]:
-        """No reasons: nothing was weighed."""
-        return [[] for _ in range(len(vectors))]
+    def reasons(self, vectors: Vectors, band: npt.NDArray[np.uint8], former: npt.NDArray[np.uint8], top: int = 3) -> list[bytes]:
+        """No reasons, as JSON: nothing was weighed."""
+        return [b"[]"] * len(vectors)

@@ -5,7 +5,7 @@ the trees: contributions + bias = margin, where probability = 1 / (1 + exp(-marg
 Source: Saabas (2014), Interpreting random forests; XGBoost calls it `approx_contribs`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan
 from typing import Any, Final, TypedDict
@@ -82,7 +82,7 @@ class Reasons:
         )
         return found
 
-    def top(self, vectors: Vectors, top: int = 3) -> Sequence[list[Reason]]:
+    def top(self, vectors: Vectors, top: int = 3) -> list[list[Reason]]:
         """The `top` strongest contributions of each row, either way, strongest first; ties in catalog order; zero is no reason."""
         if len(vectors) == 0:
             return []
@@ -137,6 +137,8 @@ def _text_of(feature: Feature, money: Money) -> Callable[[float], str]:
     """How a value of this feature reads: "time since the last purchase: 83 days"."""
     meaning, unit = feature.meaning, feature.unit
     unknown = f"{meaning}: {'never' if feature.op in _NEVER else 'unknown'}"
+    # "purchases so far: 19", not "19 purchases": the meaning already says what is counted.
+    bare = unit in {"-", "ratio", "product"} or meaning.startswith(unit)
 
     def text(value: float) -> str:
         if isnan(value):
@@ -148,10 +150,11 @@ def _text_of(feature: Feature, money: Money) -> Callable[[float], str]:
         if unit == "share":
             return f"{meaning}: {100 * value:.0f} %"
         number = _number(value)
+        if bare:
+            return f"{meaning}: {number}"
         # Units are written in the plural ("purchases", "points 1-5"); a single one drops its s.
-        if number == "1" and unit.endswith("s") and " " not in unit:
-            return f"{meaning}: 1 {unit[:-1]}"
-        return f"{meaning}: {number}" if unit in {"-", "ratio", "product"} else f"{meaning}: {number} {unit}"
+        single = number == "1" and unit.endswith("s") and " " not in unit
+        return f"{meaning}: {number} {unit[:-1] if single else unit}"
 
     return text
 

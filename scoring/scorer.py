@@ -1,15 +1,15 @@
 """Vectors to probabilities: a published model, checked again on this machine before its first score."""
 
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from models.artifact import Artifact
+from models.artifact import Artifact, unpack
 from models.session import Session, Vectors
 from proto.errors import ArtifactRejected
-from scoring.bands import bands
+from scoring.bands import LOW, UNKNOWN, bands
 from scoring.reasons import Money, Reason, Reasons
 
 GOLDEN_TOLERANCE: Final = 1e-6
@@ -57,6 +57,23 @@ class Scorer:
         """Band codes (scoring.bands.Band), uint8 of shape (k,)."""
         return bands(probability, self._thresholds)
 
-    def reasons(self, vectors: Vectors, top: int = 3) -> Sequence[list[Reason]]:
-        """The `top` reasons of each vector, strongest first; fewer where fewer features moved the score."""
+    def reasons(self, vectors: Vectors, band: npt.NDArray[np.uint8], former: npt.NDArray[np.uint8], top: int = 3) -> list[bytes]:
+        """Per score its `top` reasons as JSON, strongest first; b"[]" where the band is low and has not moved.
+
+        former: the band each score replaces, UNKNOWN when there was none. Nothing else is explained, since nobody acts on it.
+        """
+        moved = (band != former) & (former != UNKNOWN)
+        wanted = np.flatnonzero((band != LOW) | moved)
+        found = [b"[]"] * len(vectors)
+        for row, reasons in zip(wanted.tolist(), self._reasons.top(vectors[wanted], top), strict=True):
+            found[row] = orjson.dumps(reasons)
+        return found
+
+    def explain(self, vectors: Vectors, top: int = 3) -> list[list[Reason]]:
+        """The `top` reasons of each vector whatever its band, strongest first; fewer where fewer features moved the score."""
         return self._reasons.top(vectors, top)
+
+
+def load(envelope: bytes, *, digest: str | None = None, money: Money | None = None) -> Scorer:
+    """A published envelope as a model ready to score, every check passed. Raises ArtifactRejected."""
+    return Scorer(unpack(envelope, digest=digest), money=money)
