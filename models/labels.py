@@ -78,3 +78,11 @@ class Purchases:
         until = np.searchsorted(self._keys, base + label.horizon_ms, side="right")
         none: BoolArray = until == after
         return none
+
+    def active(self, customer: IntArray, at: IntArray, label: Label) -> BoolArray:
+        """Whether a purchase lies in (at - M, at], by all that is known now; shape of the inputs."""
+        base = customer * _FAR + at
+        some: BoolArray = np.searchsorted(self._keys, base, side="right") > np.searchsorted(
+            self._keys, base - label.active_ms, side="right"
+        )
+        return some

@@ -26,11 +26,13 @@ class Group(NamedTuple):
 
 # In the order a newcomer meets them. A Typer with exactly one command and no callback becomes that command (`churnstream demo`).
 GROUPS: dict[str, Group] = {
+    "demo": Group("streams.commands.demo", "The whole service on this machine, on real invoices."),
     "stack": Group("streams.commands.stack", "Start, look at and stop Kafka and Redis on this machine."),
     "topics": Group("streams.commands.topics", "Create the topics, or say what would be created."),
     "features": Group("streams.commands.features", "List the features, check them against the oracle, write their page."),
     "worker": Group("streams.commands.worker", "Score events as they come."),
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
+    "models": Group("streams.commands.models", "Train models, publish them, see how good they are."),
     "dlq": Group("streams.commands.dlq", "Look at the records that could not be used."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "state": Group("streams.commands.state", "Look at what is stored of a customer."),
@@ -41,6 +43,7 @@ GROUPS: dict[str, Group] = {
 # "\b" keeps the line breaks of the paragraph it opens.
 EPILOG = """\b
 Examples:
+  churnstream demo                                    the whole way, from nothing to live scores
   churnstream stack up                                start Kafka and Redis here
   churnstream topics create --dry-run                 what would be created
   churnstream --set partitions=8 config show          a setting for one call

@@ -1,0 +1,109 @@
+"""A model of a stated size for benchmarks: fitted on vectors of the measured stream, with a label that means nothing."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from features.catalog import LAYOUT_HASH, N_FEATURES, NAMES
+from features.facts import TIME, TOPICS
+from features.history import Histories
+from streams.codec import Decoder
+from streams.settings import Settings
+from streams.topics import client_config, producer_config
+
+SAMPLE: Final = 60_000
+NOT_LOW: Final = 0.25
+"""Share of the sample's rows above the medium threshold: these get reasons."""
+
+
+def vectors(settings: Settings, count: int = SAMPLE) -> npt.NDArray[np.float32]:
+    """Vectors of about the first `count` events on the input topics, in event-time order."""
+    from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+    decoder = Decoder(
+        currency=settings.currency,
+        rates={},
+        future_ms=settings.future_allowance_ms,
+        max_bytes=settings.max_event_bytes,
+        digest_key=settings.digest_key.get_secret_value().encode(),
+    )
+    consumer = Consumer({**client_config(settings), "group.id": "bench-sample", "auto.offset.reset": "earliest"})
+    found: dict[tuple[str, int], list[Any]] = {}
+    try:
+        names = [settings.prefixed(topic) for topic in TOPICS]
+        consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for name in names for number in range(settings.partitions)])
+        read = 0
+        while read < 4 * count and (messages := consumer.consume(5_000, 2.0)):
+            for message in messages:
+                found.setdefault((message.topic() or "", message.partition() or 0), []).append(message)
+            read += len(messages)
+    finally:
+        consumer.close()
+    parts = [decoder.decode(names.index(name), partition, messages) for (name, partition), messages in found.items()]
+    facts = np.concatenate([part.facts[part.reason == 0] for part in parts])
+    customers = [name for part in parts for name, reason in zip(part.customer, part.reason.tolist(), strict=True) if not reason]
+    order = np.argsort(facts[:, TIME], kind="stable")[:count]
+    return Histories(create=True).step([customers[i] for i in order.tolist()], facts[order]).vectors
+
+
+def labels(x: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """A noisy rule over a few features, about 15 % positive: it makes trees grow to their full depth."""
+    column = {name: np.nan_to_num(x[:, i].astype(np.float64)) for i, name in enumerate(NAMES)}
+    risk = (
+        0.4 * np.log1p(column["ticket_count_30d"])
+        + 0.1 * column["login_age_days"]
+        - 0.25 * np.log1p(column["purchase_count_30d"])
+        + 1.5 * column["failed_login_share_7d"]
+        - 0.1 * np.log1p(column["login_count_7d"])
+        + 0.3 * np.sin(column["spend_minor_mean_90d"] / 900)
+        + np.random.default_rng(3).normal(0, 0.8, len(x))
+    )
+    return (risk > np.quantile(risk, 0.85)).astype(np.int8)
+
+
+def publish_model(settings: Settings, *, trees: int, depth: int) -> str:
+    """Fit, pack and publish as champion; returns the digest."""
+    import xgboost
+
+    from models import export, gates, graph, registry
+    from models.artifact import Calibration, Manifest, Tables, Thresholds, pack
+    from models.calibrate import Platt
+    from models.session import Session
+
+    x = vectors(settings)
+    data = xgboost.DMatrix(x, label=labels(x))
+    booster = xgboost.train(
+        {"objective": "binary:logistic", "tree_method": "hist", "max_depth": depth, "eta": 0.05, "seed": 1}, data, trees
+    )
+    margin = np.asarray(booster.predict(xgboost.DMatrix(x), output_margin=True), np.float64)
+    forest = export.forest_of(booster, np.arange(N_FEATURES), Platt(1.0, 0.0))
+    onnx = graph.write(forest, N_FEATURES)
+    session = Session(onnx)
+    probability = Platt(1.0, 0.0).probabilities(margin)
+    medium, high = (round(float(np.quantile(probability, 1 - share)), 6) for share in (NOT_LOW, NOT_LOW / 4))
+    passed = gates.check_scores(session, x[:5_000], probability[:5_000], (medium, high))
+    golden = x[:: len(x) // 64]
+    tables = Tables(export.expected_values(forest, export.covers(booster)), golden, session.probabilities(golden))
+    manifest = Manifest(
+        name="bench",
+        version=f"{trees}x{depth}",
+        layout_hash=LAYOUT_HASH,
+        features_used=list(NAMES),
+        onnx_sha256=sha256(onnx).hexdigest(),
+        tables_sha256=sha256(tables.encode()).hexdigest(),
+        calibration=Calibration(slope=1.0, offset=0.0),
+        thresholds=Thresholds(medium=medium, high=high, version="bench"),
+        label={"name": "none"},
+        data={"rows": len(x)},
+        training={"trees": trees, "depth": depth, "nodes": forest.n_nodes},
+        metrics={},
+        baseline={},
+        gates=passed.as_dict(),
+        runtime={},
+    )
+    registry.publish(producer_config(settings), settings.prefixed("churn-models"), manifest, pack(manifest, onnx, tables))
+    return manifest.digest

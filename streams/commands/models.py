@@ -1,0 +1,349 @@
+"""`churnstream models`: train, publish, look at and judge models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from models.artifact import Manifest
+    from streams.settings import Settings
+    from streams.training import Facts
+
+app = typer.Typer(no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+FromTopics = Annotated[bool, typer.Option("--from-topics", help="Take the events of the input topics up to their present end.")]
+Events = Annotated[list[Path] | None, typer.Option("--events", metavar="FILE", help="Take the events of files; may be repeated.")]
+MappingName = Annotated[str, typer.Option("--mapping", help="Mapping of the files, as for `churnstream feed`.")]
+SplitDay = Annotated[str, typer.Option("--split", metavar="DAY", help="Where training ends and testing begins, YYYY-MM-DD (UTC).")]
+LabelDays = Annotated[int, typer.Option("--label-days", min=1, help="Churned = no purchase in so many days after the instant.")]
+ActiveDays = Annotated[int, typer.Option("--active-days", min=1, help="Asked of customers with a purchase in so many days before it.")]
+
+MIN_HISTORY_DAYS = 90
+"""The first training cut-off lies so many days after the first event: before that every window is half empty."""
+
+
+@app.callback()
+def group() -> None:
+    """Train, publish, look at and judge models."""
+
+
+def _facts(settings: Settings, from_topics: bool, events: list[Path] | None, mapping: str) -> list[Facts]:
+    from proto.errors import BadUsage
+    from streams import training
+
+    if from_topics == bool(events):
+        raise BadUsage("say where the events are: --from-topics, or --events FILE (with --mapping)")
+    return training.from_topics(settings) if from_topics else training.from_files(events or [], mapping, settings)
+
+
+def _day(text: str) -> int:
+    from proto.errors import BadUsage
+    from proto.events import epoch_ms
+
+    try:
+        return epoch_ms(f"{text}T00:00:00Z")
+    except ValueError as error:
+        raise BadUsage(f"--split {text}: needs a day as YYYY-MM-DD") from error
+
+
+def _bounds(parts: list[Facts]) -> tuple[int, int]:
+    """First and newest event time of all partitions (ms)."""
+    from features.facts import TIME
+    from proto.errors import BadInput
+
+    times = [part.facts[:, TIME] for part in parts if len(part.facts)]
+    if not times:
+        raise BadInput("no events: nothing to learn from or to judge by")
+    return min(int(time.min()) for time in times), max(int(time.max()) for time in times)
+
+
+@app.command(
+    epilog="Example: churnstream models train --from-topics --split 2010-12-01 --publish\n\n"
+    "Example: churnstream models train --events data/online_retail_ii/invoices.csv.gz --mapping online_retail_ii --split 2010-12-01"
+)
+def train(
+    split: SplitDay,
+    from_topics: FromTopics = False,
+    events: Events = None,
+    mapping: MappingName = "jsonl",
+    label_days: LabelDays = 90,
+    active_days: ActiveDays = 180,
+    medium: Annotated[float, typer.Option(help="Probability from which the band is medium.")] = 0.3,
+    high: Annotated[float, typer.Option(help="Probability from which the band is high.")] = 0.6,
+    publish: Annotated[bool, typer.Option(help="Publish the model as champion when it passed all gates.")] = False,
+    allow_high_auc: Annotated[bool, typer.Option(help="Go on although an AUC above 0.95 looks like leakage.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Train, calibrate and export a model on what was known before the split; keep it as a file, and publish it if asked to.
+
+    Rows are event instants plus a snapshot of every active customer every 15 days, with cut-offs up to the split less the label's
+    days. Exit code 1 when a gate refuses the model.
+    """
+    import time
+
+    from features.window import DAY_MS
+    from models import registry
+    from models.dataset import build, concatenate
+    from models.labels import Label
+    from models.split import Split
+    from models.train import Options
+    from models.train import train as fit
+    from proto.errors import BadUsage
+    from streams.console import Console
+    from streams.settings import load
+
+    begin = time.monotonic()
+    if not 0 < medium < high < 1:
+        raise BadUsage(f"--medium {medium:g} --high {high:g}: needs 0 < medium < high < 1")
+    settings = load()
+    console = Console(json_output=json_output)
+    parts = _facts(settings, from_topics, events, mapping)
+    first, newest = _bounds(parts)
+    label = Label(label_days, active_days)
+    plan = Split(_day(split), first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS, newest, label)
+    cutoffs = [*plan.train_cutoffs(), *plan.test_cutoffs()]
+    rows = concatenate(
+        [build(part.customers, part.facts, label, cutoffs, events=(plan.first, plan.train_last), known_to_ms=newest) for part in parts]
+    )
+    console.say(f"{len(rows):,} rows from {sum(len(part.facts) for part in parts):,} facts in {time.monotonic() - begin:.1f} s")
+    trained = fit(rows, plan, Options(medium=medium, high=high, allow_high_auc=allow_high_auc))
+    path = registry.save(settings.data_dir / "models", trained.manifest, trained.envelope, trained.baseline_onnx)
+    changed = publish and _publish(settings, trained.manifest, trained.envelope)
+    _say(console.say, trained.manifest)
+    console.say(f"{'published as champion, and kept' if publish else 'kept'} as {path}")
+    console.result(
+        {
+            **_summary(trained.manifest),
+            "rows": len(rows),
+            "file": str(path),
+            "published": publish,
+            "changed": changed,
+            "metrics": trained.manifest.metrics,
+            "baseline": trained.manifest.baseline["metrics"],
+            "gates": trained.manifest.gates,
+            "seconds": round(time.monotonic() - begin, 2),
+        }
+    )
+
+
+@app.command(epilog="Example: churnstream models publish 3fb0c1d2")
+def publish(
+    model: Annotated[str, typer.Argument(help="Digest of a model kept here (8 digits or more), or an artifact file.")],
+    dry_run: Annotated[bool, typer.Option(help="Check it, publish nothing.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Check a model and publish it as champion; running workers take it over between two batches. A second time changes nothing."""
+    from models import registry
+    from proto.errors import BadInput
+    from scoring.scorer import load as open_scorer
+    from streams.console import Console
+    from streams.settings import load
+
+    console = Console(json_output=json_output)
+    settings = load()
+    if Path(model).is_file():
+        try:
+            envelope = Path(model).read_bytes()
+        except OSError as error:
+            raise BadInput(f"{model}: {error.strerror}; `churnstream models train` says where it keeps a model") from error
+    else:
+        envelope = registry.take(settings.data_dir / "models", model)
+    # Opened as a worker would open it: golden rows, batch sizes.
+    manifest = open_scorer(envelope).manifest
+    changed = not dry_run and _publish(settings, manifest, envelope)
+    done = "would publish" if dry_run else "published" if changed else "no changes: already published"
+    console.say(f"{done} {manifest.version} ({manifest.digest[:16]}) as champion")
+    console.result({**_summary(manifest), "published": not dry_run, "changed": changed})
+
+
+def _publish(settings: Settings, manifest: Manifest, envelope: bytes) -> bool:
+    from models import registry
+    from streams.topics import MODELS, producer_config
+
+    return registry.publish(producer_config(settings), settings.prefixed(MODELS), manifest, envelope)
+
+
+@app.command("list", epilog="Example: churnstream models list")
+def list_models(
+    local: Annotated[bool, typer.Option("--local", help="Models kept on this machine; Kafka is not asked.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Every model on the model topic, oldest first, and which one is in service; with --local those kept here."""
+    from models import registry
+    from models.artifact import unpack
+    from proto.errors import ArtifactRejected
+    from streams.console import Console
+    from streams.settings import load
+
+    console = Console(json_output=json_output)
+    directory = load().data_dir / "models"
+    published = None if local else _published()
+    digests = registry.kept(directory) if published is None else list(published.envelopes)
+    models = []
+    for digest in digests:
+        aliases = [] if published is None else sorted(name for name, target in published.aliases.items() if target == digest)
+        try:
+            artifact = unpack(registry.take(directory, digest), digest=digest) if published is None else published.artifact(digest)
+            models.append({**_summary(artifact.manifest), "aliases": aliases, "refused": None})
+        except ArtifactRejected as error:
+            # One bad record must not hide the good ones.
+            models.append({"version": None, "digest": digest, "label": None, "auc": None, "aliases": aliases, "refused": str(error)})
+    columns = ("version", "digest", "alias", "label", "AUC", "refused")
+    cells = [(m["version"], m["digest"][:16], ", ".join(m["aliases"]), m["label"], m["auc"], m["refused"]) for m in models]
+    if cells:
+        console.table(columns, cells)
+    else:
+        console.say("no models yet: `churnstream models train --help` says how to make one")
+    console.result({"models": models})
+
+
+@app.command(epilog="Example: churnstream models show")
+def show(
+    digest: Annotated[str | None, typer.Argument(help="Digest of a published model, or its beginning; default: the champion.")] = None,
+    json_output: Json = False,
+) -> None:
+    """The manifest of a published model: what it is, on what it was trained, how it did."""
+    import orjson
+
+    from proto.errors import BadUsage
+    from streams.console import Console
+
+    console = Console(json_output=json_output)
+    published = _published()
+    if digest is None:
+        artifact = published.champion()
+    else:
+        found = [known for known in published.envelopes if known.startswith(digest)]
+        if len(found) != 1:
+            raise BadUsage(f"{digest}: {len(found)} published models begin so; `churnstream models list` shows them")
+        artifact = published.artifact(found[0])
+    body = artifact.manifest.model_dump(mode="json")
+    if not json_output:
+        console.say(orjson.dumps(body, option=orjson.OPT_INDENT_2).decode())
+    console.result({"digest": artifact.digest, **body})
+
+
+@app.command(epilog="Example: churnstream models evaluate --from-topics --split 2010-12-01 --scores")
+def evaluate(
+    split: SplitDay,
+    from_topics: FromTopics = False,
+    events: Events = None,
+    mapping: MappingName = "jsonl",
+    label_days: LabelDays = 90,
+    active_days: ActiveDays = 180,
+    model: Annotated[str | None, typer.Option(help="Digest of a model kept here (8 digits or more); default: the champion.")] = None,
+    scores: Annotated[bool, typer.Option(help="Also judge the scores that were given live, from the score topic.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Judge the published champion by what happened: snapshots every 15 days after the split, as known then, with mature labels.
+
+    The interval is a bootstrap over customers. --scores joins the live scores of active customers since the split to the same label.
+    """
+    import numpy as np
+
+    from features.catalog import NAMES
+    from models import evaluate as judge
+    from models import registry
+    from models.artifact import unpack
+    from models.dataset import build, concatenate
+    from models.labels import Label
+    from models.split import Split
+    from proto.errors import BadInput
+    from scoring.scorer import Scorer
+    from streams.console import Console
+    from streams.settings import load
+
+    settings = load()
+    console = Console(json_output=json_output)
+    parts = _facts(settings, from_topics, events, mapping)
+    _, newest = _bounds(parts)
+    label = Label(label_days, active_days)
+    at = _day(split)
+    plan = Split(at, at - label.horizon_ms, newest, label)
+    cutoffs = plan.test_cutoffs()
+    if not cutoffs:
+        raise BadInput(f"no snapshot: less than {label.days} days of data lie after {split}, so no label is mature")
+    rows = concatenate([build(part.customers, part.facts, label, cutoffs, known_to_ms=newest) for part in parts])
+    rows = rows.where(rows.y >= 0)
+    kept = None if model is None else unpack(registry.take(settings.data_dir / "models", model))
+    scorer = Scorer(kept or _published().champion())
+    found = judge.measure(rows.y, scorer.score(rows.x), rows.customer).as_dict()
+    recency = judge.auc(rows.y, rows.x[:, NAMES.index("purchase_age_days")])
+    result: dict[str, Any] = {
+        "model_version": scorer.version,
+        "model_digest": scorer.digest,
+        "label": label.name,
+        "snapshots": len(cutoffs),
+        "snapshot_rows": len(rows),
+        "auc": found["auc"],
+        "auc_interval": found["auc_interval"],
+        "auc_baseline": round(recency, 4),
+        "base_rate": found["base_rate"],
+        "mean_score": found["mean_score"],
+        "brier": found["brier"],
+        "average_precision": found["average_precision"],
+    }
+    if scores:
+        live, y = _live(settings, parts, label, at, newest)
+        result |= {
+            "auc_events": round(judge.auc(y, live), 4),
+            "scored_events_judged": len(y),
+            "base_rate_events": round(float(np.mean(y)), 4),
+        }
+    console.table(("figure", "value"), [(name, str(value)) for name, value in result.items()])
+    console.result(result)
+
+
+def _live(settings: Settings, parts: list[Facts], label: Any, from_ms: int, known_to_ms: int) -> tuple[Any, Any]:
+    """Probabilities of the live scores since `from_ms` whose label is mature, customers active then, and their labels."""
+    import numpy as np
+
+    from models.labels import Purchases
+    from streams.training import emitted_scores
+
+    emitted = emitted_scores(settings, from_ms)
+    number: dict[str, int] = {}
+    who = np.fromiter((number.setdefault(name, len(number)) for part in parts for name in part.customers), np.int64)
+    purchases = Purchases(who, np.concatenate([part.facts for part in parts]))
+    # -1: a score of a customer whose facts came after we read the topics, or of another source.
+    customer = np.fromiter((number.get(name, -1) for name in emitted.customers), np.int64, len(emitted.customers))
+    keep = (customer >= 0) & label.mature(emitted.at, known_to_ms) & purchases.active(customer, emitted.at, label)
+    y = purchases.churned(customer[keep], emitted.at[keep], label).astype(np.int8)
+    return emitted.probability[keep], y
+
+
+def _published() -> Any:
+    from models import registry
+    from streams.settings import load
+    from streams.topics import MODELS, client_config
+
+    settings = load()
+    return registry.read(client_config(settings), settings.prefixed(MODELS), timeout_s=settings.dependency_timeout_s)
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    test: Any = manifest.metrics.get("test") or manifest.metrics.get("validation") or {}
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "label": manifest.label.get("name"),
+        "auc": test.get("auc"),
+        "auc_interval": test.get("auc_interval"),
+        "features_used": len(manifest.features_used),
+    }
+
+
+def _say(say: Any, manifest: Manifest) -> None:
+    say(f"model {manifest.version} ({manifest.digest[:16]}), {len(manifest.features_used)} features, label {manifest.label['name']}")
+    baseline: Any = manifest.baseline["metrics"]
+    metrics: Any = manifest.metrics  # by part, as of Metrics.as_dict
+    for part, f in metrics.items():
+        low, high = f["auc_interval"]
+        say(
+            f"  {part}: AUC {f['auc']:.3f} [{low:.3f}, {high:.3f}] on {f['rows']:,} rows, base rate {f['base_rate']:.3f}, "
+            f"Brier {f['brier']:.3f}; recency alone {baseline[part]['auc']:.3f}"
+        )
