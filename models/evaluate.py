@@ -6,7 +6,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 DRAWS: Final = 1_000
@@ -62,13 +61,9 @@ def auc(label: npt.NDArray[np.integer], score: npt.NDArray[np.floating]) -> floa
     """Area under the ROC curve: the chance that a churned row scores above a stayed one, ties counting half. NaN with one class."""
     level = np.unique(score, return_inverse=True)[1]
     y = label.astype(np.float64)
-    return _area(level, y, 1 - y)
-
-
-def _area(level: IntArray, churned: Floats, stayed: Floats) -> float:
-    up, down = np.bincount(level, churned), np.bincount(level, stayed)
-    total = float(up.sum() * down.sum())
-    return float(up @ (np.cumsum(down) - down / 2)) / total if total else float("nan")
+    churned, stayed = np.bincount(level, y), np.bincount(level, 1 - y)
+    total = float(churned.sum() * stayed.sum())
+    return float(churned @ (np.cumsum(stayed) - stayed / 2)) / total if total else float("nan")
 
 
 def average_precision(label: npt.NDArray[np.integer], score: npt.NDArray[np.floating]) -> float:
@@ -87,13 +82,18 @@ def auc_interval(
     """95 % bootstrap interval of the AUC, drawing whole customers, since one is in several rows that go together."""
     who = np.unique(customer, return_inverse=True)[1]
     people = int(who.max()) + 1
-    # Sorted once by score: a draw then is one weighted running sum, no sorting.
+    # Sorted once by score: a draw then is one running sum of the stayed, read where each row's equals begin and end.
     order = np.argsort(score, kind="stable")
-    y, who = label[order].astype(np.float64), who[order]
-    level = np.cumsum(np.diff(score[order], prepend=score[order][:1]) > 0, dtype=np.int64)
+    y, who, sorted_score = label[order].astype(np.float64), who[order], score[order]
+    begin = np.searchsorted(sorted_score, sorted_score, side="left")
+    end = np.searchsorted(sorted_score, sorted_score, side="right")
+    below = np.zeros(len(y) + 1)
     areas = []
     for _ in range(draws):
-        weight = np.bincount(rng.integers(0, people, people), minlength=people)[who].astype(np.float64)
-        areas.append(_area(level, weight * y, weight * (1 - y)))
+        weight = np.bincount(rng.integers(0, people, people), minlength=people).astype(np.float64)[who]
+        churned = weight * y
+        np.cumsum(weight - churned, out=below[1:])
+        total = churned.sum() * below[-1]
+        areas.append(churned @ (below[begin] + below[end]) / 2 / total if total else np.nan)
     low, high = np.nanquantile(areas, (0.025, 0.975))
     return float(low), float(high)

@@ -26,6 +26,7 @@ class Scorer:
 
     def __init__(self, artifact: Artifact, *, money: Money | None = None) -> None:
         manifest = artifact.manifest
+        self.manifest = manifest
         self.digest = artifact.digest
         self.name = manifest.name
         self.version = manifest.version
