@@ -159,7 +159,11 @@ def _run(console: Console, trial: Trial, *, rate: float, tail: int) -> dict[str,
     from streams.feed import Pace, Record, events, load_mapping, send
     from streams.topics import client_config
 
-    say, settings = console.say, trial.settings
+    settings, begin = trial.settings, time.monotonic()
+
+    def say(line: str) -> None:
+        console.say(f"{time.monotonic() - begin:6.1f} s  {line}")
+
     split_ms = epoch_ms(f"{SPLIT}T00:00:00Z")
     records = [record for record in events([DATA], load_mapping("online_retail_ii")) if isinstance(record, Record)]
     past = [record for record in records if record.event_ms < split_ms]
