@@ -17,11 +17,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from features.facts import KIND, NONE, PROFILE, TIME, TOPICS
+from features.facts import PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
 from proto.errors import Fenced, InvariantBroken, Reason
-from streams.merge import Batch
+from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.scores import Model, Scored, dead_letter_record, score_records
 
@@ -249,8 +249,7 @@ class Engine:
             self._sink.scores(batch.partition, records)
             self._sink.dead_letters(batch.partition, letters)
         work.customers = list(dict.fromkeys(customers))
-        taken = facts[(step.outcome == Outcome.SCORED) | (step.outcome == Outcome.PROFILE), TIME]
-        work.watermark_ms = max(work.partition.watermark_ms, int(taken.max()) if len(taken) else -1)
+        work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, batch.reason)
         work.counters = self._count(batch, outcome)
         self._metrics.late.inc(int(np.count_nonzero(step.late[rows])))
         if model.fallback:
@@ -373,4 +372,3 @@ class _CrashPoint:
 
 
 assert len(TOPICS) - 1 == PROFILE >> 3
-assert NONE < 0 <= KIND

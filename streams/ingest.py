@@ -322,7 +322,7 @@ class Ingest:
         for partition in partitions:
             nonce = secrets.token_hex(16)
             claim = self.owner.assign(partition, nonce)
-            merge = Merge(partition, nonce, {name: claim.applied.get(name, -1) for name in TOPICS})
+            merge = Merge(partition, nonce, {name: claim.applied.get(name, -1) for name in TOPICS}, claim.watermark_ms)
             if claim.intent is not None:
                 merge.forced = {name: claim.intent.to.get(name, -1) for name in TOPICS}
             for buffer, topic in zip(merge.buffers, s.topics, strict=True):

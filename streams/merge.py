@@ -24,18 +24,26 @@ MAX_CUSTOMERS: Final = 1_000
 """Most customers of one batch: the store applies them in one call."""
 
 
-def merge_keys(time: IntArray, accepted: npt.NDArray[np.bool_]) -> IntArray:
-    """Running maximum of the accepted event times of one topic, in offset order; NONE before the first accepted one.
+def merge_keys(time: IntArray, accepted: npt.NDArray[np.bool_], floor_ms: int = -1) -> IntArray:
+    """Running maximum of the accepted event times of one topic, in offset order, and at least `floor_ms`.
 
     A late record keeps its place in the topic instead of jumping the queue, and a record we could not read never moves time.
+    floor_ms: newest event time the partition has handled before. Every key of the records that were left is at least that, so
+    with this floor the keys are those of one merge from the beginning, wherever it was cut into batches.
     """
-    keys: IntArray = np.maximum.accumulate(np.where(accepted, time, NONE))
-    return keys
+    keys: IntArray = np.maximum.accumulate(np.where(accepted, time, floor_ms))
+    return np.maximum(keys, floor_ms)
 
 
 def order(key: IntArray, topic: IntArray, offset: IntArray) -> npt.NDArray[np.intp]:
-    """Positions in merge order: by key, then topic index, then offset. A pure function of the records."""
+    """Positions in merge order: by key, then topic index, then offset."""
     return np.lexsort((offset, topic, key))
+
+
+def watermark(before_ms: int, facts: IntArray, reason: ByteArray) -> int:
+    """Newest event time of the accepted records so far."""
+    times = facts[reason == 0, TIME]
+    return max(before_ms, int(times.max())) if len(times) else before_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +156,14 @@ class Batch:
 class Merge:
     """The buffers of one owned partition and where the next batch starts.
 
-    forced: offsets of an open intent; the first batch then is exactly what lies up to them.
+    watermark_ms: newest event time of the accepted records before them, -1 when none. forced: offsets of an open intent; the
+    first batch then is exactly what lies up to them. The order of a batch is a pure function of its records and the watermark.
     """
 
     partition: int
     nonce: str
     applied: dict[str, int]
+    watermark_ms: int = -1
     forced: Offsets | None = None
     buffers: tuple[Buffer, ...] = field(default_factory=lambda: tuple(Buffer(index) for index in range(len(TOPICS))))
 
@@ -181,7 +191,7 @@ class Merge:
         windows = [list(buffer.first(max_events)) for buffer in self.buffers]
         if not any(windows):
             return None
-        columns = _Columns.of(self.buffers, windows)
+        columns = _Columns.of(self.buffers, windows, self.watermark_ms)
         # The next record of a topic that has more sorts behind that topic's last known one: whatever sorts before it is final.
         bound = min(
             (
@@ -208,7 +218,7 @@ class Merge:
                 f"partition {self.partition}: the records of an open batch (offsets {dict(self.applied)} to {dict(to)}) are gone"
             )
         self.forced = None
-        columns = _Columns.of(self.buffers, windows)
+        columns = _Columns.of(self.buffers, windows, self.watermark_ms)
         ranks = order(columns.key, columns.topic, columns.facts[:, OFFSET])
         # Compaction may have removed the very last record meanwhile; the batch still ends where the intent says.
         return self._batch(columns, ranks, recovered=True, to=to)
@@ -225,6 +235,8 @@ class Merge:
         if to is not None:
             reached = dict(to)
         self.applied = reached
+        reason = columns.reason[ranks]
+        self.watermark_ms = watermark(self.watermark_ms, facts, reason)
         picks = ranks.tolist()
         customer, event_id, messages = columns.customer, columns.event_id, columns.messages
         detail = columns.detail
@@ -236,7 +248,7 @@ class Merge:
             facts=facts,
             topic=topic,
             append_ms=columns.append_ms[ranks],
-            reason=columns.reason[ranks],
+            reason=reason,
             customer=[customer[i] for i in picks],
             event_id=[event_id[i] for i in picks],
             detail={k: detail[i] for k, i in enumerate(picks) if i in detail} if detail else {},
@@ -268,7 +280,7 @@ class _Columns:
     counts: list[int]  # records per topic
 
     @classmethod
-    def of(cls, buffers: Sequence[Buffer], windows: Sequence[Sequence[tuple[Slice, int, int]]]) -> _Columns:
+    def of(cls, buffers: Sequence[Buffer], windows: Sequence[Sequence[tuple[Slice, int, int]]], floor_ms: int) -> _Columns:
         pieces = [piece for window in windows for piece in window]
         customer: list[str] = []
         event_id: list[str] = []
@@ -289,7 +301,7 @@ class _Columns:
         start = 0
         for count in counts:
             stop = start + count
-            key[start:stop] = merge_keys(facts[start:stop, TIME], reason[start:stop] == 0)
+            key[start:stop] = merge_keys(facts[start:stop, TIME], reason[start:stop] == 0, floor_ms)
             start = stop
         return cls(
             facts=facts,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from features.facts import NONE, OFFSET, TIME, TOPICS, WIDTH
 from proto.errors import ChainBroken, Reason
 from streams.codec import Records
-from streams.merge import Batch, Merge, Slice, merge_keys
+from streams.merge import Batch, Merge, Slice, merge_keys, watermark
 
 Row = tuple[int, int, int]
 """offset, event time, customer; a negative customer marks a rejected record."""
@@ -64,7 +64,7 @@ def take_all(merge: Merge, max_events: int = 10_000, max_customers: int = 1_000)
 def naive(topics: Sequence[Sequence[Row]]) -> list[str]:
     """Event by event: always the topic whose next record has the smallest (running maximum, topic)."""
     heap: list[tuple[int, int, int]] = []
-    highest = [NONE] * len(topics)
+    highest = [-1] * len(topics)
 
     def push(topic: int, position: int) -> None:
         if position < len(topics[topic]):
@@ -102,10 +102,11 @@ def test_one_batch_of_everything_is_the_merge_event_by_event(topics: list[list[R
 
 
 @given(histories(), st.integers(1, 7), st.integers(1, 4), st.integers(1, 5))
-def test_batches_lose_nothing_double_nothing_and_keep_each_topic_in_order(
+def test_batches_of_any_size_are_the_one_merge_cut_in_pieces(
     topics: list[list[Row]], max_events: int, max_customers: int, chunk: int
 ) -> None:
     batches = take_all(merge_of(topics, chunk), max_events, max_customers)
+    assert ids(batches) == naive(topics)
     for topic, rows in enumerate(topics):
         offsets = [int(o) for batch in batches for o in batch.offset[batch.topic == topic]]
         assert offsets == [row[0] for row in rows]
@@ -121,12 +122,16 @@ def test_batches_lose_nothing_double_nothing_and_keep_each_topic_in_order(
 
 
 @given(histories(), st.integers(1, 7), st.integers(1, 5), st.integers(1, 5))
-def test_the_order_of_a_batch_depends_on_its_records_alone(topics: list[list[Row]], max_events: int, chunk: int, other: int) -> None:
+def test_the_order_of_a_batch_depends_on_its_records_and_the_watermark_alone(
+    topics: list[list[Row]], max_events: int, chunk: int, other: int
+) -> None:
     """What a crash leaves behind is the offsets of a batch: read again, in other pieces, it must come out the same."""
     batches = take_all(merge_of(topics, chunk), max_events)
+    newest = -1
     for batch in batches:
         again = merge_of([[row for row in rows if row[0] > batch.former[TOPICS[t]]] for t, rows in enumerate(topics)], other)
-        again.applied, again.forced = dict(batch.former), batch.to
+        again.applied, again.watermark_ms, again.forced = dict(batch.former), newest, batch.to
+        newest = watermark(newest, batch.facts, batch.reason)
         for buffer in again.buffers:
             buffer.reach(batch.former[TOPICS[buffer.topic]] + 1)
         repeat = again.take(max_events)
@@ -140,12 +145,10 @@ def test_the_order_of_a_batch_depends_on_its_records_alone(topics: list[list[Row
 
 @given(histories(), st.data())
 def test_however_records_arrive_none_overtakes_an_earlier_one(topics: list[list[Row]], data: st.DataObject) -> None:
-    """Ends known, topics without late records, taken one by one as soon as they may go: any arrival gives the one merge."""
-    in_order = [sorted((row for row in rows if row[2] >= 0), key=lambda row: row[1]) for rows in topics]
-    topics = [[(i, time, customer) for i, (_, time, customer) in enumerate(rows)] for rows in in_order]
+    """Ends known, taken one by one as soon as they may go: any arrival gives the one merge."""
     merge = Merge(0, "n", dict(EMPTY))
     for topic, rows in enumerate(topics):
-        merge.buffers[topic].end = len(rows)
+        merge.buffers[topic].end = rows[-1][0] + 1 if rows else 0
     waiting = {topic: rows for topic, rows in enumerate(topics) if rows}
     got: list[str] = []
     while waiting:
@@ -188,7 +191,8 @@ def test_a_late_record_does_not_jump_the_queue_and_a_rejected_one_does_not_move_
     late = np.array([10, 50, 20, 99, 60], np.int64)
     accepted = np.array([True, True, True, False, True])
     assert merge_keys(late, accepted).tolist() == [10, 50, 50, 50, 60]
-    assert merge_keys(late, ~accepted).tolist() == [NONE, NONE, NONE, 99, 99]
+    assert merge_keys(late, ~accepted).tolist() == [-1, -1, -1, 99, 99]
+    assert merge_keys(late, accepted, 55).tolist() == [55, 55, 55, 55, 60]
 
 
 def test_the_cut_of_a_record_names_what_was_handled_before_it() -> None:
