@@ -20,16 +20,18 @@ from features.carry import BASE
 from features.cases import HOT_FACTS, World, world
 from features.catalog import LAYOUT_HASH, NAMES
 from features.facts import DAY_MS, KIND, OFFSET, TOPICS, WIDTH
-from features.history import Histories, vectors
+from features.history import MAX_FACTS, Histories, Step, vectors
 from features.store import CustomerState, CustomerWrite
 from features.window import WINDOW_MS
+from proto.errors import StateDamaged
 
 CUSTOMERS: Final = 200
 """Customers of a world."""
 HOT_SAMPLE: Final = 0.1
 """Share of a hot customer's events whose vector the oracle works out as well; the kernel works out all of them."""
 SHOWN: Final = 20
-"""Mismatches reported one by one; all are counted."""
+"""Mismatches reported one by one; all are counted. After so many worlds with one, verification stops."""
+_SILENCES: Final = np.array([0, 1, DAY_MS, 400 * DAY_MS, *(length + edge for length in WINDOW_MS for edge in (-1, 0, 1))], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,132 +151,136 @@ class Shelf:
         return CustomerState(self._main[customer], tuple(chunk for _, chunk in sorted(self._chunks[customer].items())))
 
 
-@dataclass(slots=True)
-class Run:
-    """What the kernel said about a world: by event, and the row of `vectors` for each scored event (-1 for the others)."""
+class Service:
+    """`Histories` as a worker would use it, with the shelf for a store; now and then everything is forgotten and read back."""
 
-    outcome: npt.NDArray[np.uint8]
-    at: npt.NDArray[np.int64]
-    late: npt.NDArray[np.bool_]
-    row: npt.NDArray[np.int64]
-    vectors: npt.NDArray[np.float32]
-    histories: Histories
-    shelf: Shelf
-    reloads: int
-    evictions: int
+    def __init__(self, customers: Sequence[str], rng: np.random.Generator) -> None:
+        self.customers = customers
+        self.shelf = Shelf()
+        self.reloads = self.evictions = 0
+        self._rng = rng
+        # Half of the worlds have room for few facts, so that customers are evicted all the time.
+        self._max_facts = 3_000 if rng.integers(2) else MAX_FACTS
+        self.histories = Histories(max_facts=self._max_facts)
+
+    def recall(self, names: Sequence[str]) -> None:
+        """Have these customers in memory. Raises StateDamaged."""
+        missing = self.histories.missing(names)
+        self.histories.load(missing, [self.shelf.get(name) for name in missing])
+
+    def step(self, names: Sequence[str], facts: npt.NDArray[np.int64], skip: npt.NDArray[np.bool_]) -> Step:
+        """Handle a batch and store its changes. Raises StateDamaged."""
+        self.recall(names)
+        step = self.histories.step(names, facts, skip)
+        for write in self.histories.changes(list(dict.fromkeys(names))):
+            self.shelf.put(write)
+        self.evictions += self.histories.evict()
+        if self._rng.random() < 0.15:
+            self.histories = Histories(max_facts=self._max_facts)
+            self.reloads += 1
+        return step
 
 
-def run(w: World, rng: np.random.Generator) -> Run:
-    """The world through `Histories`, batch by batch, with states going to a shelf and back."""
-    n = len(w.owner)
-    outcome, late = np.zeros(n, np.uint8), np.zeros(n, np.bool_)
-    at, row = np.zeros(n, np.int64), np.full(n, -1, np.int64)
-    blocks: list[npt.NDArray[np.float32]] = []
-    rows = 0
-    tight = bool(rng.integers(2))  # half of the worlds have room for few facts, so that customers are evicted all the time
+class _Check:
+    """One world on its way through kernel and oracle."""
 
-    def fresh() -> Histories:
-        return Histories(max_facts=3_000) if tight else Histories()
+    def __init__(self, seed: int, index: int, customers: int, hot_sample: float) -> None:
+        self.w = world(seed, index, customers)
+        self.rng = np.random.Generator(np.random.PCG64([seed, index, 1]))
+        self.service = Service(self.w.customers, self.rng)
+        self.compare = _Comparer(index, self.w.customers)
+        self.lives = [oracle.History() for _ in self.w.customers]
+        self.most_kept = [0] * customers
+        self.sampled = self.rng.random(len(self.w.owner)) < hot_sample
+        # Per customer its scored events: position in the stream, `at`, and the kernel's vector.
+        self.scored: list[list[tuple[int, int, bytes]]] = [[] for _ in self.w.customers]
 
-    histories, shelf = fresh(), Shelf()
-    reloads = evictions = start = 0
-    for end in w.batches:
-        names = [w.customers[c] for c in w.owner[start:end].tolist()]
-        missing = histories.missing(names)
-        histories.load(missing, [shelf.get(name) for name in missing])
-        step = histories.step(names, w.facts[start:end], w.skip[start:end])
-        outcome[start:end], at[start:end], late[start:end] = step.outcome, step.at, step.late
-        row[start + step.rows] = rows + np.arange(len(step.rows))
-        blocks.append(step.vectors.copy())
-        rows += len(step.rows)
-        for write in histories.changes(list(dict.fromkeys(names))):
-            shelf.put(write)
-        evictions += histories.evict()
-        if rng.random() < 0.15:
-            histories = fresh()
-            reloads += 1
-        start = end
-    return Run(outcome, at, late, row, np.concatenate(blocks), histories, shelf, reloads, evictions)
+    def run(self) -> Found:
+        """All batches, then the questions at the end; not past a batch in which something differed: what follows from it is no news."""
+        found, start = self.compare.found, 0
+        try:
+            for end in self.w.batches:
+                names = [self.w.customers[c] for c in self.w.owner[start:end].tolist()]
+                self._batch(start, self.service.step(names, self.w.facts[start:end], self.w.skip[start:end]))
+                start = end
+                if found.mismatches:
+                    break
+            else:
+                self._ask_again()
+        except StateDamaged as error:
+            self.compare.equal("reload", 0, start, "state", "readable", str(error))
+        found.events, found.reloads, found.evictions = start, self.service.reloads, self.service.evictions
+        found.histories_over_1000_facts = sum(kept > HOT_FACTS for kept in self.most_kept)
+        return found
+
+    def _batch(self, start: int, step: Step) -> None:
+        w, compare, found = self.w, self.compare, self.compare.found
+        end = start + len(step.outcome)
+        vector_of = {start + row: k for k, row in enumerate(step.rows.tolist())}
+        said = zip(step.outcome.tolist(), step.at.tolist(), step.late.tolist(), strict=True)
+        told = zip(w.owner[start:end].tolist(), w.facts[start:end].tolist(), w.skip[start:end].tolist(), strict=True)
+        for position, ((owner, row, skip), (outcome, at, late)) in enumerate(zip(told, said, strict=True), start):
+            if skip:
+                compare.equal("step", owner, position, "outcome", oracle.SKIPPED, outcome)
+                continue
+            life = self.lives[owner]
+            handled = life.handle(row)
+            compare.equal("step", owner, position, "outcome", handled.outcome, outcome)
+            compare.equal("step", owner, position, "at", handled.at, at)
+            compare.equal("step", owner, position, "late", handled.late, late)
+            compare.equal("step", owner, position, "scored", handled.outcome == oracle.SCORED, position in vector_of)
+            if handled.outcome != oracle.SCORED or position not in vector_of:
+                continue
+            got = step.vectors[vector_of[position]]
+            self.scored[owner].append((position, at, got.tobytes()))
+            if w.hot[owner]:
+                found.hot_events += 1
+                # A hot customer's kept facts are counted now and then: often enough to see the bound passed.
+                if len(self.scored[owner]) % 50 == 0:
+                    self.most_kept[owner] = max(self.most_kept[owner], len(life.kept()))
+                if not self.sampled[position]:
+                    continue
+                found.hot_sampled += 1
+            found.cases += 1
+            compare.vector("step", owner, position, life.vector(), got)
+
+    def _ask_again(self) -> None:
+        """All facts at once, kept facts and carry, a later instant, what was known at an earlier event, an undisturbed run."""
+        w, compare, rng, lives = self.w, self.compare, self.rng, self.lives
+        self.service.recall(w.customers)
+        histories = self.service.histories
+        known = [customer for customer, life in enumerate(lives) if life.newest is not None]
+        names = [w.customers[customer] for customer in known]
+        newest = np.array([lives[customer].newest for customer in known], np.int64)
+        later = newest + rng.choice(_SILENCES, size=len(known))
+        peeked = histories.vectors_at(names, later)
+        again = histories.vectors_at(names, newest)  # looking ahead must have changed nothing
+        cuts = _cuts(w)
+        undisturbed = _undisturbed(w)
+        for place, (customer, name) in enumerate(zip(known, names, strict=True)):
+            life, now = lives[customer], int(newest[place])
+            right = life.vector()
+            facts = np.array([fact.row for fact in life.facts], np.int64).reshape(-1, WIDTH)
+            kept, carry = histories.facts(name), histories.carry(name)
+            compare.vector("later", customer, -1, life.vector(int(later[place])), peeked[place])
+            compare.vector("newest", customer, -1, right, again[place])
+            compare.vector("full", customer, -1, right, vectors(facts, None, now))
+            compare.vector("kept and carry", customer, -1, right, vectors(kept, carry, now))
+            compare.found.cases += 4
+            # The order of ties shows in few features, so the kept facts themselves are compared too.
+            compare.equal("kept facts", customer, -1, "order", [fact.row for fact in life.kept()], [tuple(row) for row in kept.tolist()])
+            compare.equal("kept facts", customer, -1, "left", len(life.facts) - len(kept), int(carry[BASE]))
+            compare.equal("undisturbed", customer, -1, "digest", undisturbed.digest(name), histories.digest(name))
+            if self.scored[customer]:
+                position, at, given = self.scored[customer][int(rng.integers(len(self.scored[customer])))]
+                cut = {topic: int(cuts[number, position]) for number, topic in enumerate(TOPICS)}
+                # Compared with the vector given at that event, which is compared with the oracle's above.
+                compare.vector("known then", customer, position, given, vectors(facts, None, at, cut))
 
 
 def check_world(seed: int, index: int, customers: int = CUSTOMERS, hot_sample: float = HOT_SAMPLE) -> Found:
     """Everything this module asks about one world."""
-    w = world(seed, index, customers)
-    rng = np.random.Generator(np.random.PCG64([seed, index, 1]))
-    answer = run(w, rng)
-    compare = _Comparer(index, w.customers)
-    found = compare.found
-    found.events, found.reloads, found.evictions = len(w.owner), answer.reloads, answer.evictions
-    lives = [oracle.History() for _ in w.customers]
-    most_kept = [0] * len(lives)
-    scored: list[list[int]] = [[] for _ in lives]
-    sampled = rng.random(len(w.owner)) < hot_sample
-    for position, (owner, row) in enumerate(zip(w.owner.tolist(), w.facts.tolist(), strict=True)):
-        got = int(answer.outcome[position])
-        if w.skip[position]:
-            compare.equal("step", owner, position, "outcome", oracle.SKIPPED, got)
-            continue
-        life = lives[owner]
-        handled = life.handle(row)
-        compare.equal("step", owner, position, "outcome", handled.outcome, got)
-        compare.equal("step", owner, position, "at", handled.at, int(answer.at[position]))
-        compare.equal("step", owner, position, "late", handled.late, bool(answer.late[position]))
-        compare.equal("step", owner, position, "scored", handled.outcome == oracle.SCORED, bool(answer.row[position] >= 0))
-        if handled.outcome != oracle.SCORED or answer.row[position] < 0:
-            continue
-        scored[owner].append(position)
-        if w.hot[owner]:
-            found.hot_events += 1
-            # A hot customer's kept facts are counted now and then: often enough to see the bound passed.
-            if len(scored[owner]) % 50 == 0:
-                most_kept[owner] = max(most_kept[owner], len(life.kept()))
-            if not sampled[position]:
-                continue
-            found.hot_sampled += 1
-        found.cases += 1
-        compare.vector("step", owner, position, life.vector(), answer.vectors[answer.row[position]])
-    found.histories_over_1000_facts = sum(kept > HOT_FACTS for kept in most_kept)
-    _ask_again(w, answer, lives, scored, compare, rng)
-    return found
-
-
-def _ask_again(
-    w: World, answer: Run, lives: Sequence[oracle.History], scored: Sequence[list[int]], compare: _Comparer, rng: np.random.Generator
-) -> None:
-    """All facts at once, kept facts and carry, a later instant, what was known at an earlier event, and the state of an undisturbed run."""
-    histories = answer.histories
-    missing = histories.missing(w.customers)
-    histories.load(missing, [answer.shelf.get(name) for name in missing])
-    known = [customer for customer, life in enumerate(lives) if life.newest is not None]
-    newest = np.array([lives[c].newest for c in known], np.int64)
-    steps = np.array([0, 1, DAY_MS, 400 * DAY_MS, *WINDOW_MS, *(length - 1 for length in WINDOW_MS), *(length + 1 for length in WINDOW_MS)])
-    later = newest + rng.choice(steps, size=len(known))
-    peeked = histories.vectors_at([w.customers[c] for c in known], later)
-    again = histories.vectors_at([w.customers[c] for c in known], newest)  # looking ahead must have changed nothing
-    cuts = _cuts(w)
-    undisturbed = _undisturbed(w)
-    for place, customer in enumerate(known):
-        life = lives[customer]
-        compare.vector("later", customer, -1, life.vector(int(later[place])), peeked[place])
-        right = life.vector()
-        compare.vector("newest", customer, -1, right, again[place])
-        compare.found.cases += 2
-        facts = np.array([fact.row for fact in life.facts], np.int64).reshape(-1, WIDTH)
-        compare.vector("full", customer, -1, right, vectors(facts, None, int(newest[place])))
-        name = w.customers[customer]
-        kept, carry = histories.facts(name), histories.carry(name)
-        # The order of ties shows in few features, so the kept facts themselves are compared too.
-        compare.equal("kept facts", customer, -1, "order", [fact.row for fact in life.kept()], [tuple(row) for row in kept.tolist()])
-        compare.equal("kept facts", customer, -1, "left", len(life.facts) - len(kept), int(carry[BASE]))
-        compare.vector("kept and carry", customer, -1, right, vectors(kept, carry, int(newest[place])))
-        compare.equal("undisturbed", customer, -1, "digest", undisturbed.digest(name), histories.digest(name))
-        compare.found.cases += 2
-        if scored[customer]:
-            position = scored[customer][int(rng.integers(len(scored[customer])))]
-            cut = {name: int(cuts[topic, position]) for topic, name in enumerate(TOPICS)}
-            then = vectors(facts, None, int(answer.at[position]), cut)
-            # Compared with the vector given at that event, which is compared with the oracle's above.
-            compare.vector("known then", customer, position, answer.vectors[answer.row[position]].tobytes(), then)
+    return _Check(seed, index, customers, hot_sample).run()
 
 
 def _undisturbed(w: World) -> Histories:
@@ -296,12 +302,13 @@ def verify(cases: int, seed: int, processes: int, progress: Callable[[int], None
 
     progress: called with the number of cases so far.
     """
-    total = Found()
+    total, differing = Found(), 0
     for found in _worlds(seed, processes):
         total.add(found)
+        differing += found.mismatches > 0
         if progress is not None:
             progress(total.cases)
-        if total.cases >= cases:
+        if total.cases >= cases or differing >= SHOWN:
             break
     return total
 
