@@ -12,6 +12,7 @@ from onnxmltools.convert.common.data_types import FloatTensorType
 
 from models.calibrate import Platt
 from models.graph import TREES, Forest
+from proto.errors import ArtifactRejected
 
 
 def forest_of(booster: xgboost.Booster, columns: npt.NDArray[np.intp], platt: Platt | None = None) -> Forest:
@@ -19,9 +20,14 @@ def forest_of(booster: xgboost.Booster, columns: npt.NDArray[np.intp], platt: Pl
 
     columns: layout position of each column the booster was fitted on. Folding multiplies the leaves by `a` and makes the base
     a * base + b (in float64, rounded once to float32): the margin becomes a * margin + b without another node in the graph.
+    Raises ArtifactRejected for trees without a split.
     """
     converted = onnxmltools.convert_xgboost(booster, initial_types=[("features", FloatTensorType([None, len(columns)]))])
-    (ensemble,) = (node for node in converted.graph.node if node.op_type == TREES)
+    ensembles = [node for node in converted.graph.node if node.op_type == TREES]
+    if len(ensembles) != 1:
+        # Without a single split onnxmltools writes a constant.
+        raise ArtifactRejected("export: the trees never ask anything; every customer would score the same")
+    ensemble = ensembles[0]
     attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in ensemble.attribute}
     a, b = (platt.a, platt.b) if platt else (1.0, 0.0)
 

@@ -26,6 +26,8 @@ Columns = npt.NDArray[np.intp]
 
 GOLDEN_ROWS: Final = 64
 HELD_OUT_MS: Final = 30 * DAY_MS
+BASELINE_DRAWS: Final = 200
+"""Of the bootstrap behind the baseline's interval: nothing is decided by it."""
 
 CALENDAR: Final = {Op.TENURE_DAYS, Op.SIGNUP_DAYS}
 """Grow with the calendar for everybody at once: what a model learns of them lies outside the range it will serve."""
@@ -149,14 +151,14 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
     platt = calibrate.fit(margins(first, columns, late.x), late.y)
     recency = baseline.fit(early.x, early.y)
     metrics: dict[str, Any] = {"validation": _measure(platt.probabilities(margins(first, columns, late_snapshots.x)), late_snapshots)}
-    baseline_metrics: dict[str, Any] = {"validation": _measure(recency.score(late_snapshots.x), late_snapshots)}
+    baseline_metrics: dict[str, Any] = {"validation": _measure(recency.score(late_snapshots.x), late_snapshots, BASELINE_DRAWS)}
 
     booster = fit(everything, columns, candidate)
     recency = baseline.fit(everything.x, everything.y)
     test = rows.where(mature & (rows.at >= split.at) & (rows.kind == SNAPSHOT))
     if len(np.unique(test.y)) == 2:
         metrics["test"] = _measure(platt.probabilities(margins(booster, columns, test.x)), test)
-        baseline_metrics["test"] = _measure(recency.score(test.x), test)
+        baseline_metrics["test"] = _measure(recency.score(test.x), test, BASELINE_DRAWS)
         gates.check_auc(metrics["test"]["auc"], "test", allow=options.allow_high_auc)
 
     held_out = np.concatenate([late.x, test.x])
@@ -189,8 +191,8 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
     return Trained(manifest, pack(manifest, onnx, tables), recency.onnx)
 
 
-def _measure(score: npt.NDArray[np.float64], rows: Rows) -> dict[str, Any]:
-    return evaluate.measure(rows.y, score, rows.customer).as_dict()
+def _measure(score: npt.NDArray[np.float64], rows: Rows, draws: int = evaluate.DRAWS) -> dict[str, Any]:
+    return evaluate.measure(rows.y, score, rows.customer, draws=draws).as_dict()
 
 
 def _golden(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -94,6 +94,10 @@ class Reasons:
             [self._reason(f, v, c) for f, v, c in zip(*row, strict=True) if c] for row in zip(chosen.tolist(), values, amounts, strict=True)
         ]
 
+    def text(self, feature: int, value: float) -> str:
+        """How a value of a feature (catalog position) reads; NaN is "never" or "unknown"."""
+        return self._texts[feature](value)
+
     def _reason(self, feature: int, value: float, contribution: float) -> Reason:
         way = "raises the risk" if contribution > 0 else "lowers the risk"
         return {
