@@ -27,7 +27,7 @@ from streams.scores import Model, Scored, dead_letter_record, score_records
 
 log = logging.getLogger(__name__)
 
-CRASH_VARIABLE: Final = "CHURN_CRASH_AT"
+CRASH_VARIABLE: Final = "CHURNSTREAM_CRASH_AT"
 """Test only: "after_intent:N", "after_produce:N" or "after_apply:N" ends the process at once at the N-th item there."""
 
 # What became of a record, beyond the kernel's outcomes.
@@ -292,28 +292,13 @@ class Engine:
 
     def _apply(self, works: Sequence[_Work], fenced: list[int]) -> dict[int, Offsets]:
         applied: dict[int, Offsets] = {}
+        with self.parts.part("state"):
+            changes = [self._change(work) for work in works]
+        with self.parts.part("apply"):
+            refused = self._store_all(changes)
         for work in works:
             batch, partition = work.batch, work.partition
-            with self.parts.part("state"):
-                writes: list[CustomerWrite] = partition.histories.changes(work.customers)
-            try:
-                with self.parts.part("apply"):
-                    self._store.apply(
-                        [
-                            Apply(
-                                partition=batch.partition,
-                                nonce=batch.nonce,
-                                former=batch.former,
-                                to=batch.to,
-                                model=work.model.digest,
-                                watermark_ms=work.watermark_ms,
-                                counters=work.counters,
-                                customers=writes,
-                            )
-                        ]
-                    )
-            except Fenced as error:
-                log.warning("%s", error)
+            if batch.partition in refused:
                 fenced.append(batch.partition)
                 continue
             partition.applied = dict(batch.to)
@@ -330,6 +315,36 @@ class Engine:
             applied[batch.partition] = partition.applied
             self._observe(batch, partition)
         return applied
+
+    def _change(self, work: _Work) -> Apply:
+        batch = work.batch
+        writes: list[CustomerWrite] = work.partition.histories.changes(work.customers)
+        return Apply(
+            partition=batch.partition,
+            nonce=batch.nonce,
+            former=batch.former,
+            to=batch.to,
+            model=work.model.digest,
+            watermark_ms=work.watermark_ms,
+            counters=work.counters,
+            customers=writes,
+        )
+
+    def _store_all(self, changes: Sequence[Apply]) -> set[int]:
+        """Apply all batches in one round trip; the partitions that another worker has claimed."""
+        try:
+            self._store.apply(changes)
+        except Fenced:
+            # One of them was refused, and it matters which: asked one by one, what is already in is recognised and accepted.
+            refused = set()
+            for change in changes:
+                try:
+                    self._store.apply([change])
+                except Fenced as error:
+                    log.warning("%s", error)
+                    refused.add(change.partition)
+            return refused
+        return set()
 
     def _observe(self, batch: Batch, partition: Partition) -> None:
         number = str(batch.partition)
