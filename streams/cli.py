@@ -37,6 +37,7 @@ GROUPS: dict[str, Group] = {
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "state": Group("streams.commands.state", "Look at what is stored of a customer."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
+    "drift": Group("streams.commands.drift", "Whether the scores have moved."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 
