@@ -24,8 +24,8 @@ def forest_of(booster: xgboost.Booster, columns: npt.NDArray[np.intp], platt: Pl
     """
     converted = onnxmltools.convert_xgboost(booster, initial_types=[("features", FloatTensorType([None, len(columns)]))])
     ensembles = [node for node in converted.graph.node if node.op_type == TREES]
-    if len(ensembles) != 1:
-        # Without a single split onnxmltools writes a constant.
+    # Where all leaves are zero onnxmltools writes a constant instead of trees.
+    if len(ensembles) != 1 or not any(b"BRANCH" in mode for a in ensembles[0].attribute if a.name == "nodes_modes" for mode in a.strings):
         raise ArtifactRejected("export: the trees never ask anything; every customer would score the same")
     ensemble = ensembles[0]
     attributes: dict[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in ensemble.attribute}

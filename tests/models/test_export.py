@@ -73,7 +73,11 @@ def test_trees_of_a_single_leaf_are_exported_beside_others() -> None:
     assert len(export.covers(booster)) == forest.n_nodes
 
 
-def test_trees_without_any_split_are_refused() -> None:
+def test_trees_that_ask_nothing_are_refused() -> None:
+    x = vectors(200, seed=3)
+    flat = xgboost.train({"objective": "binary:logistic", "gamma": 1e9}, xgboost.DMatrix(x, label=np.arange(200) % 2), 3)
+    with pytest.raises(ArtifactRejected, match="never ask"):
+        export.forest_of(flat, np.arange(N_FEATURES))
     with pytest.raises(ArtifactRejected, match="never ask"):
         export.forest_of(fitted(gamma=1e9, rounds=3), np.arange(N_FEATURES))
 
