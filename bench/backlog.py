@@ -71,8 +71,8 @@ def measure(events: int, customers: int, trees: int, depth: int) -> dict[str, An
         trial = Trial(settings, started.endpoints.kafka, started.endpoints.redis, "bench")
         own = trial.settings
         trial.command("topics", "create", "--json")
-        digest = publish_model(own, trees=trees, depth=depth)
         generate(events, customers=customers, seed=7, prefix=own.topic_prefix, config=producer_config(own))
+        digest = publish_model(own, trees=trees, depth=depth)
         before = {name: cpu_seconds(pid) for name, pid in servers.items()}
         with tempfile.TemporaryDirectory() as scratch:
             process = trial.start(Path(scratch) / "worker.log", "--until-idle", "2")

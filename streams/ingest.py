@@ -67,6 +67,7 @@ class Ingest:
     owner: Owner
     ready: Callable[[], None]
     parts: Parts = field(default_factory=Parts)
+    merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
     assignments: int = 0
     _merges: dict[int, Merge] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Ingest:
         """One merged batch of every partition that has one, removed from the buffers. Raises what stopped the reading."""
         if self.failure is not None:
             raise self.failure
-        with self._lock:
+        with self._lock, self.merging.part("merge"):
             taken = [merge.take(self.settings.batch_max_events) for merge in self._merges.values()]
         self._drained.set()
         return [batch for batch in taken if batch is not None]

@@ -240,6 +240,6 @@ class Worker:
             "largest_batch": engine.largest_batch,
             "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
             "model_version": engine.model_version,
-            "parts_cpu_seconds": {k: round(v, 4) for p in (ingest.parts, engine.parts) for k, v in p.cpu.items()},
-            "parts_wall_seconds": {k: round(v, 4) for p in (ingest.parts, engine.parts) for k, v in p.wall.items()},
+            "parts_cpu_seconds": {k: round(v, 4) for p in (ingest.parts, ingest.merging, engine.parts) for k, v in p.cpu.items()},
+            "parts_wall_seconds": {k: round(v, 4) for p in (ingest.parts, ingest.merging, engine.parts) for k, v in p.wall.items()},
         }
