@@ -371,6 +371,10 @@ def send(
                 producer.poll(0.05)  # the queue is full: its bound is the back-pressure
         if note_times:
             sent.intended_ns[record.event_id] = due_ns or time.time_ns()
+        if due_ns and not sent.events:
+            # A new idempotent producer takes half a second to get its id. The schedule begins when it can be kept.
+            producer.flush(timeout_s)
+            start_ns = time.time_ns()
         sent.events += 1
         sent.by_topic[record.topic] += 1
         sent.newest_ms = max(sent.newest_ms, record.event_ms)
