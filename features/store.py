@@ -1,11 +1,13 @@
 """The Store protocol: partition state behind a fencing nonce.
 
 One batch of a partition goes through `intend` -> (scores produced and acknowledged) -> `apply`. Every write presents the
-nonce of `claim` and the offsets it follows; the store refuses both a stale owner and a broken chain.
+nonce of `claim` and the offsets it follows; the store refuses both a stale owner and a broken chain. A partition whose state
+is not whole goes through `begin_rebuild` -> `restore` ... -> `finish_rebuild`; no batch is taken until then.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from struct import Struct
 from typing import Final, Protocol
 
@@ -18,11 +20,17 @@ Offsets = Mapping[str, int]
 PREFIX: Final = Struct("<HHI")
 """First bytes of `CustomerState.main`: format version, number of closed chunks, number of the first one; all a store reads of it."""
 MAX_CUSTOMERS: Final = 1_000
-"""Most customers of one apply and of one load call to the server."""
+"""Most customers of one apply, of one restore, and of one load call to the server."""
 FORMAT: Final = 1
-"""Version of everything stored: the keys of a partition, its meta and the bytes of a customer."""
-LAYOUT: Final = f"{FORMAT}/{LAYOUT_HASH[:16]}"
+"""Version of the bytes of a customer."""
+PARTITION_FORMAT: Final = 2
+"""Version of everything stored of a partition: its keys, its meta and the bytes of its customers."""
+LAYOUT: Final = f"{PARTITION_FORMAT}/{LAYOUT_HASH[:16]}"
 """What a partition says it holds: format and feature catalog. Carry and vector mean nothing under another catalog."""
+MIGRATED: Final = (f"1/{LAYOUT_HASH[:16]}",)
+"""Former layouts that a claim turns into LAYOUT. 1 had no list of customers."""
+DIGEST_SIZE: Final = 8
+"""Bytes of a customer in the list of known customers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,13 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a partition looks like to its new owner."""
+    """What a partition looks like to its new owner.
+
+    customers: digests (`digests`) of everybody with state, in order of arrival; after a migration or a rebuild in any order.
+    outbox: outputs of the last applied batch, b"" when none were kept. fresh: no batch was ever applied here, as far as the
+    store knows. damaged: why the state must be rebuilt, "" when nothing is missing. rebuilding: a rebuild was begun and not
+    finished; customers and applied say nothing then.
+    """
 
     partition: int
     nonce: str
@@ -50,6 +64,11 @@ class Claim:
     model: str  # digest in force after the last apply, "" when none
     watermark_ms: int  # newest event time handled, -1 when none
     counters: Mapping[str, int]  # events, scores, dead_letters, duplicates, duplicate_conflicts, profile_facts; since the beginning
+    customers: bytes = b""
+    outbox: bytes = b""
+    fresh: bool = False
+    damaged: str = ""
+    rebuilding: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +81,24 @@ class CustomerState:
 
 @dataclass(frozen=True, slots=True)
 class CustomerWrite:
-    """Changes of one customer: `main` always, closed chunks by number when changed, numbers of chunks that left."""
+    """Changes of one customer: `main` always, closed chunks by number when changed, numbers of chunks that left.
+
+    new: nothing of the customer is stored yet, so apply adds it to the known customers (`restore` sees for itself).
+    """
 
     customer: str
     main: bytes
     chunks: tuple[tuple[int, bytes], ...] = ()
     dropped: tuple[int, ...] = ()
+    new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """One batch of one partition, stored all or nothing. `counters` are increments; at most 1,000 customers."""
+    """One batch of one partition, stored all or nothing. `counters` are increments; at most 1,000 customers.
+
+    outbox: the batch's outputs, kept until the next apply replaces them; b"" keeps none.
+    """
 
     partition: int
     nonce: str
@@ -82,13 +108,19 @@ class Apply:
     watermark_ms: int
     counters: Mapping[str, int]
     customers: Sequence[CustomerWrite]
+    outbox: bytes = b""
 
 
 class Store(Protocol):
-    """State of partitions. Every method may raise StoreUnavailable; `intend` and `apply` raise Fenced or ChainBroken."""
+    """State of partitions. Every method may raise StoreUnavailable; every write but `claim` and `release` raises Fenced when
+    another has claimed the partition, and ChainBroken when the stored offsets, or a rebuild begun or not begun, forbid it
+    (StateDamaged when the list of known customers is not whole). A call whose answer was lost may be repeated."""
 
     def claim(self, partition: int, nonce: str) -> Claim:
-        """Make `nonce` the only writer of the partition and say where it stands. Raises ChainBroken for an unknown state format."""
+        """Make `nonce` the only writer of the partition and say where it stands; state of a former format is migrated first.
+
+        Raises ChainBroken for an unknown state format, or when another claims the partition while it is migrated.
+        """
         ...
 
     def intend(self, partition: int, nonce: str, former: Offsets, intent: Intent) -> None:
@@ -96,7 +128,7 @@ class Store(Protocol):
         ...
 
     def load(self, partition: int, customers: Sequence[str]) -> list[CustomerState | None]:
-        """States in the order asked; None for a customer never seen."""
+        """States in the order asked; None for a customer of whom nothing is stored. Raises StateDamaged for a missing chunk."""
         ...
 
     def apply(self, batches: Sequence[Apply]) -> None:
@@ -106,6 +138,51 @@ class Store(Protocol):
     def release(self, partition: int, nonce: str) -> None:
         """Give the partition up on a graceful stop; silently nothing when already fenced."""
         ...
+
+    def begin_rebuild(self, partition: int, nonce: str) -> None:
+        """Remove all customers, their list and the outbox; from here to `finish_rebuild` no batch is taken. Meta keeps its offsets.
+
+        Called again, it begins again.
+        """
+        ...
+
+    def restore(self, partition: int, nonce: str, customers: Sequence[CustomerWrite]) -> None:
+        """Write at most 1,000 customers, each atomically with the others, while rebuilding; the same one may be written again."""
+        ...
+
+    def finish_rebuild(
+        self,
+        partition: int,
+        nonce: str,
+        applied: Offsets,
+        model: str,
+        watermark_ms: int,
+        counters: Mapping[str, int],
+        intent: Intent | None = None,
+    ) -> None:
+        """Say where the rebuilt state stands: this replaces meta's offsets, model, watermark, counters and intent; batches are taken again."""
+        ...
+
+
+def digests(customers: Iterable[str]) -> bytes:
+    """8 bytes for each customer, one after the other: blake2b of its id (UTF-8, a lone surrogate stays itself)."""
+    return b"".join([blake2b(customer.encode("utf-8", "surrogatepass"), digest_size=DIGEST_SIZE).digest() for customer in customers])
+
+
+def damage(fresh: bool, rebuilding: bool, counted: int, listed: int, outbox_counted: int, outbox: int) -> str:
+    """Why the keys of a partition do not belong together, "" when they do.
+
+    counted: customers by meta; listed: bytes of their list; outbox_counted, outbox: its bytes by meta, and those found.
+    """
+    if rebuilding:
+        return ""  # incomplete by nature
+    if fresh and listed:
+        return f"a list of {listed / DIGEST_SIZE:g} customers was found without its meta"
+    if listed != DIGEST_SIZE * counted:
+        return f"{counted} customers are stored, the list of them holds {listed / DIGEST_SIZE:g}"
+    if outbox != outbox_counted:
+        return f"the outbox holds {outbox} bytes, {outbox_counted} were written"
+    return ""
 
 
 def check(batch: Apply) -> None:
