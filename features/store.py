@@ -54,6 +54,8 @@ class Claim:
     outbox: outputs of the last applied batch, b"" when none were kept. fresh: no batch was ever applied here, as far as the
     store knows. damaged: why the state must be rebuilt, "" when nothing is missing. rebuilding: a rebuild was begun and not
     finished; customers and applied say nothing then.
+    plan: never from a store; what was emitted beyond `applied` and has to be handled again in just this order, as (cut of each
+    topic ..., index of the source topic) per record. The next batch ends with the last of them (streams/rebuild.py).
     """
 
     partition: int
@@ -69,6 +71,7 @@ class Claim:
     fresh: bool = False
     damaged: str = ""
     rebuilding: bool = False
+    plan: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,17 +126,27 @@ class Engine:
         """Become the only writer of the partition under this nonce."""
         with self._lock:
             claim = self._store.claim(partition, nonce)
-            self._partitions[partition] = Partition(
-                number=partition,
-                nonce=nonce,
-                applied={name: claim.applied.get(name, -1) for name in TOPICS},
-                intent=claim.intent,
-                watermark_ms=claim.watermark_ms,
-                counters={name: claim.counters.get(name, 0) for name in COUNTERS},
-                histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1))),
-            )
-            self._share_memory()
+            self._own(claim)
             return claim
+
+    def restored(self, claim: Claim) -> None:
+        """Go on from the claim as the Restorer left it; nothing when the partition has been given up meanwhile."""
+        with self._lock:
+            partition = self._partitions.get(claim.partition)
+            if partition is not None and partition.nonce == claim.nonce:
+                self._own(claim)
+
+    def _own(self, claim: Claim) -> None:
+        self._partitions[claim.partition] = Partition(
+            number=claim.partition,
+            nonce=claim.nonce,
+            applied={name: claim.applied.get(name, -1) for name in TOPICS},
+            intent=claim.intent,
+            watermark_ms=claim.watermark_ms,
+            counters={name: claim.counters.get(name, 0) for name in COUNTERS},
+            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1))),
+        )
+        self._share_memory()
 
     def revoke(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Give partitions up. Waits for the item in work; a lost partition is already another's, so nothing is released."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.facts import NONE, OFFSET, TIME, TOPICS
+from features.store import Claim
 from proto.errors import ChainBroken
 
 if TYPE_CHECKING:
@@ -38,6 +39,23 @@ def merge_keys(time: IntArray, accepted: npt.NDArray[np.bool_], floor_ms: int = 
 def order(key: IntArray, topic: IntArray, offset: IntArray) -> npt.NDArray[np.intp]:
     """Positions in merge order: by key, then topic index, then offset."""
     return np.lexsort((offset, topic, key))
+
+
+def placed(plan: IntArray, topic: IntArray, offset: IntArray) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Where records lie in a plan (`Merge`): the first planned record whose cut covers each, and whether it is that record itself.
+
+    A planned record is the last of those its cut covers and the one before does not.
+    """
+    place = np.empty(len(offset), np.int64)
+    emitted = np.zeros(len(offset), np.bool_)
+    for index in range(len(TOPICS)):
+        these = np.flatnonzero(topic == index)
+        cuts = plan[:, index]
+        place[these] = found = np.searchsorted(cuts, offset[these])
+        inside = found < len(plan)
+        at = found[inside]
+        emitted[these[inside]] = (cuts[at] == offset[these[inside]]) & (plan[at, -1] == index)
+    return place, emitted
 
 
 def watermark(before_ms: int, facts: IntArray, reason: ByteArray) -> int:
@@ -157,7 +175,9 @@ class Merge:
     """The buffers of one owned partition and where the next batch starts.
 
     watermark_ms: newest event time of the accepted records before them, -1 when none. forced: offsets of an open intent; the
-    first batch then is exactly what lies up to them. The order of a batch is a pure function of its records and the watermark.
+    first batch then is exactly what lies up to them. The order of a batch is a pure function of its records and the watermark,
+    and of the plan of a forced one: records that were emitted, in the order in which that was, as (cut of each topic ...,
+    index of the source topic), shape (n, topics + 1).
     """
 
     partition: int
@@ -165,7 +185,19 @@ class Merge:
     applied: dict[str, int]
     watermark_ms: int = -1
     forced: Offsets | None = None
+    plan: IntArray | None = None
     buffers: tuple[Buffer, ...] = field(default_factory=lambda: tuple(Buffer(index) for index in range(len(TOPICS))))
+
+    @classmethod
+    def of(cls, claim: Claim) -> Merge:
+        """The merge of a partition just claimed (and restored): an open intent or a plan forces its first batch."""
+        applied = {name: claim.applied.get(name, -1) for name in TOPICS}
+        forced = None if claim.intent is None else {name: claim.intent.to.get(name, -1) for name in TOPICS}
+        plan = None
+        if claim.plan:
+            plan = np.array(claim.plan, np.int64)
+            forced = dict(zip(TOPICS, plan[-1].tolist(), strict=False))
+        return cls(claim.partition, claim.nonce, applied, claim.watermark_ms, forced, plan)
 
     @property
     def caught_up(self) -> bool:
@@ -217,9 +249,14 @@ class Merge:
             raise ChainBroken(
                 f"partition {self.partition}: the records of an open batch (offsets {dict(self.applied)} to {dict(to)}) are gone"
             )
-        self.forced = None
         columns = _Columns.of(self.buffers, windows, self.watermark_ms)
-        ranks = order(columns.key, columns.topic, columns.facts[:, OFFSET])
+        offset = columns.facts[:, OFFSET]
+        if self.plan is None:
+            ranks = order(columns.key, columns.topic, offset)
+        else:
+            place, emitted = placed(self.plan, columns.topic, offset)
+            ranks = np.lexsort((offset, columns.topic, columns.key, emitted, place))
+        self.forced = self.plan = None
         # Compaction may have removed the very last record meanwhile; the batch still ends where the intent says.
         return self._batch(columns, ranks, recovered=True, to=to)
 
