@@ -37,8 +37,8 @@ $(VENV)/.kafka: $(VENV)/.packages deploy/kafka.lock
 	$(BIN)/churnstream stack fetch
 	@touch $@
 
-$(DATA)/.kernels: $(VENV)/.packages $(wildcard features/*.py)
-	$(BIN)/python -m features.compiled
+$(DATA)/.kernels: $(VENV)/.packages $(wildcard features/*.py) scoring/reasons.py
+	$(BIN)/python -m features.compiled scoring.reasons
 	@mkdir -p $(DATA) && touch $@
 
 demo: setup  ## live churn scores for real customers; ARGS=--keep leaves it running
@@ -61,7 +61,7 @@ fmt: $(VENV)/.packages  ## format, and repair what ruff can
 
 check: lint types test  ## what continuous integration runs
 
-claims: setup  ## measure every figure we state; ISSUE="main job" for one issue, QUICK=1 for short runs
+claims: setup  ## measure every figure we state; ISSUE=main-job for one issue, QUICK=1 for short runs
 	@$(BIN)/python -m bench.claims $(if $(ISSUE),--issue "$(ISSUE)") $(if $(QUICK),--quick) $(ARGS)
 
 bench: setup  ## throughput of one worker on a synthetic backlog

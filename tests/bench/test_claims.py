@@ -15,7 +15,7 @@ def ledger(path: Path, *entries: dict[str, object]) -> Path:
     """A ledger file with these entries over a sound default."""
     default: dict[str, object] = {
         "id": "speed",
-        "issue": "main job",
+        "issue": "main-job",
         "statement": "It is fast.",
         "command": """echo noise; echo '{"a": {"rates": [7, 12.5]}, "auc": 0.8, "residue": 0, "text": "12"}'""",
         "key": "a.rates.1",
