@@ -37,7 +37,7 @@ class Claim:
     key: dotted path into the command's last line; a number in the path indexes a list.
     direction: ">=" or "<=" with a number as floor and target, "==" with any value, "in" with a range "0.72..0.85" (both ends in).
     quick: a shorter command for --quick, quick_floor: the floor that holds for it when it differs. timeout_s: for one run of the command.
-    reason: why the floor lies below the target; needed when the two differ.
+    reason: why the floor falls short of the target; needed when it does.
     """
 
     id: str
@@ -124,10 +124,9 @@ def _check(claim: Claim, name: str) -> None:
             raise LedgerInvalid(f"{name}: {field} needs a number")
         if claim.direction == "in":
             _range(bound, f"{name}: {field}")
-    if claim.direction in (">=", "<=") and not claim.holds(claim.target, claim.floor):
-        raise LedgerInvalid(f"{name}: the floor {claim.floor} asks for more than the target {claim.target}")
-    if claim.floor != claim.target and not claim.reason.strip():
-        raise LedgerInvalid(f"{name}: the floor is not the target, so the entry needs a reason")
+    short = claim.floor != claim.target if claim.direction in ("==", "in") else not claim.holds(claim.floor, claim.target)
+    if short and not claim.reason.strip():
+        raise LedgerInvalid(f"{name}: the floor falls short of the target, so the entry needs a reason")
 
 
 def measure(claims: list[Claim], *, quick: bool = False) -> list[Outcome]:

@@ -99,7 +99,7 @@ def test_a_distinct_command_runs_once_and_quick_takes_the_short_one(tmp_path: Pa
 
 def test_an_issue_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = ledger(tmp_path / "l.toml", {}, {"id": "later", "issue": "speed", "command": "false"})
-    assert run(capsys, path, "--issue", "MAIN JOB")[0] == 0
+    assert run(capsys, path, "--issue", "MAIN-JOB")[0] == 0
     assert main(["--ledger", str(path), "--issue", "nothing"]) == 2
 
 
@@ -107,7 +107,6 @@ def test_an_issue_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("fault", "message"),
     [
         ({"floor": 5}, "needs a reason"),
-        ({"floor": 11}, "asks for more than the target"),
         ({"direction": ">"}, "is none of"),
         ({"direction": "in"}, "needs a range"),
         ({"direction": "in", "floor": "0.9..0.1", "target": "0.9..0.1"}, "needs a range"),
