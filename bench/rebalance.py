@@ -84,7 +84,7 @@ def work(hold_s: float, fault: str) -> int:
     make_app, take = main.faust_app, queues.get
 
     def kept(*arguments: Any) -> faust.App:
-        app = make_app(*arguments)
+        app: faust.App = make_app(*arguments)
         app.on_partitions_assigned.connect(noted)
         apps.append(app)
         return app
