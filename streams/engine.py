@@ -20,7 +20,7 @@ import numpy.typing as npt
 from features.facts import PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
-from proto.errors import Fenced, InvariantBroken, Reason
+from proto.errors import BadUsage, Fenced, InvariantBroken, Reason
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.scores import Model, Scored, dead_letter_record, score_records
@@ -28,7 +28,21 @@ from streams.scores import Model, Scored, dead_letter_record, score_records
 log = logging.getLogger(__name__)
 
 CRASH_VARIABLE: Final = "CHURNSTREAM_CRASH_AT"
-"""Test only: "after_intent:N", "after_produce:N" or "after_apply:N" ends the process at once at the N-th item there."""
+"""Test only: "<place>:<n>" ends the process at once when the place is reached for the n-th time."""
+CRASH_PLACES: Final = (
+    "after_claim",  # the store knows the new owner, nothing was read
+    "after_intent",
+    "after_compute",  # nothing of the batch has been given to the producer
+    "half_produced",  # half of a batch's scores are with the broker
+    "after_produce",  # everything is with the broker; in exactly_once not yet committed
+    "before_apply",
+    "after_apply",
+    "transaction_begun",  # exactly_once only, as the next one
+    "transaction_committed",
+    "before_hint",  # the group is about to be told the offsets
+    "on_revoke",  # partitions are to be given up, none is released
+    "on_stop",  # asked to stop, the last batch is applied
+)
 
 # What became of a record, beyond the kernel's outcomes.
 _REJECTED: Final = 7
@@ -104,17 +118,23 @@ class Engine:
     come from another and wait until no item is in work."""
 
     def __init__(
-        self, settings: EngineSettings, store: Store, models: Models, sink: Sink, clock_ms: Callable[[], int], metrics: Metrics
+        self,
+        settings: EngineSettings,
+        store: Store,
+        models: Models,
+        sink: Sink,
+        clock_ms: Callable[[], int],
+        metrics: Metrics,
+        reached: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings, self._store, self._models, self._sink = settings, store, models, sink
-        self._clock_ms, self._metrics = clock_ms, metrics
+        self._clock_ms, self._metrics, self._reached = clock_ms, metrics, reached
         self._partitions: dict[int, Partition] = {}
         self._lock = threading.Lock()
         self._fenced: Counter[int] = Counter()
         self._model_digest: str | None = None
         self.model_version = ""
         self.began: tuple[float, float] | None = None  # perf_counter and CPU seconds of the process at the first item
-        self._crash = _CrashPoint.of(os.environ.get(CRASH_VARIABLE, ""))
         self.parts = Parts()
         self.totals: Counter[str] = Counter()
         self.items = 0
@@ -126,6 +146,7 @@ class Engine:
         """Become the only writer of the partition under this nonce."""
         with self._lock:
             claim = self._store.claim(partition, nonce)
+            self._reached("after_claim")
             self._own(claim)
             return claim
 
@@ -151,6 +172,7 @@ class Engine:
     def revoke(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Give partitions up. Waits for the item in work; a lost partition is already another's, so nothing is released."""
         with self._lock:
+            self._reached("on_revoke")
             for number in partitions:
                 partition = self._partitions.pop(number, None)
                 self._fenced.pop(number, None)
@@ -178,15 +200,15 @@ class Engine:
                 self.began = (time.perf_counter(), time.process_time())
             fenced: list[int] = []
             works = [work for batch in batches if (work := self._intend(batch, fenced)) is not None]
-            self._crash.reached("after_intent", self.items)
+            self._reached("after_intent")
             for work in works:
                 # Queued records travel while the next partition is computed.
                 self._compute(work)
             with self.parts.part("ack"):
                 self._sink.flush()
-            self._crash.reached("after_produce", self.items)
+            self._reached("after_produce")
             applied = self._apply(works, fenced)
-            self._crash.reached("after_apply", self.items)
+            self._reached("after_apply")
             for number in fenced:
                 self._lose(number)
             counters: Counter[str] = Counter()
@@ -255,8 +277,12 @@ class Engine:
                 Scored(source_rows, scored_customers, step.at[rows], step.late[rows], step.vectors, probability, band, reasons),
             )
             letters = self._dead_letters(batch, outcome)
+        self._reached("after_compute")
         with part("produce"):
-            self._sink.scores(batch.partition, records)
+            half = len(records) // 2
+            self._sink.scores(batch.partition, records[:half])
+            self._reached("half_produced")
+            self._sink.scores(batch.partition, records[half:])
             self._sink.dead_letters(batch.partition, letters)
         work.customers = list(dict.fromkeys(customers))
         work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, batch.reason)
@@ -304,6 +330,7 @@ class Engine:
         applied: dict[int, Offsets] = {}
         with self.parts.part("state"):
             changes = [self._change(work) for work in works]
+        self._reached("before_apply")
         with self.parts.part("apply"):
             refused = self._store_all(changes)
         for work in works:
@@ -379,21 +406,25 @@ class Engine:
             partition.histories.max_facts = max(1, self._settings.max_facts // len(self._partitions))
 
 
-@dataclass(slots=True)
-class _CrashPoint:
-    """Where a test wants the process to die."""
+def crash_point(text: str, before: Mapping[str, Callable[[], None]]) -> Callable[[str], None]:
+    """What the parts of a worker tell where they are: it ends the process at the place that `text` names, "" at none.
 
-    place: str
-    item: int
+    before: what to do first at a place, so that it is what its name says. Raises BadUsage for an unknown place.
+    """
+    place, _, number = text.partition(":")
+    if place and place not in CRASH_PLACES:
+        raise BadUsage(f"{CRASH_VARIABLE}={text}: no such place; there are {', '.join(CRASH_PLACES)}")
+    left = int(number or 1)
 
-    @classmethod
-    def of(cls, text: str) -> _CrashPoint:
-        place, _, item = text.partition(":")
-        return cls(place, int(item or 1))
+    def reached(here: str) -> None:
+        nonlocal left
+        if here == place:
+            left -= 1
+            if left == 0:
+                before.get(place, lambda: None)()
+                os._exit(70)
 
-    def reached(self, place: str, item: int) -> None:
-        if place == self.place and item >= self.item:
-            os._exit(70)
+    return reached
 
 
 assert len(TOPICS) - 1 == PROFILE >> 3

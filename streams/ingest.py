@@ -66,6 +66,7 @@ class Ingest:
     decoder: Decoder
     owner: Owner
     ready: Callable[[], None]
+    reached: Callable[[str], None] = lambda _: None  # crash points of tests
     parts: Parts = field(default_factory=Parts)
     merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
@@ -303,6 +304,7 @@ class Ingest:
             ]
             self._commits.clear()
         if offsets:
+            self.reached("before_hint")
             try:
                 if final:
                     consumer.commit(offsets=offsets, asynchronous=False)

@@ -27,7 +27,7 @@ from scoring.reasons import Money
 from scoring.scorer import load as load_model
 from streams.agents import Feeder, faust_app, scoring_agent
 from streams.codec import Decoder, exponent_of
-from streams.engine import Engine, EngineSettings, Result
+from streams.engine import CRASH_VARIABLE, Engine, EngineSettings, Result, crash_point
 from streams.ingest import Ingest, IngestSettings
 from streams.metrics import Metrics
 from streams.reload import Reload, ReloadSettings
@@ -133,16 +133,19 @@ class Worker:
             Fallback(s.fallback_probability),
             metrics,
         )
-        await loop.run_in_executor(None, reload.start)
         sink = KafkaSink(SinkSettings(self._client, s.prefixed("churn-scores"), s.prefixed("churn-dead-letters"), s.progress_timeout_s))
+        reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), {"half_produced": sink.flush})
         engine = Engine(
-            EngineSettings(s.max_facts_in_memory, s.reasons_top), store, reload, sink, lambda: time.time_ns() // 1_000_000, metrics
+            EngineSettings(s.max_facts_in_memory, s.reasons_top), store, reload, sink, lambda: time.time_ns() // 1_000_000, metrics, reached
         )
 
         name = f"{s.topic_prefix}churnstream-{secrets.token_hex(6)}"
         control = f"{s.topic_prefix}control-{name.rsplit('-', 1)[1]}"
         admin = AdminClient(self._client, logger=log)
-        await loop.run_in_executor(None, create_control_topic, admin, control, s.replication, s.dependency_timeout_s)
+        await asyncio.gather(
+            loop.run_in_executor(None, create_control_topic, admin, control, s.replication, s.dependency_timeout_s),
+            loop.run_in_executor(None, reload.start),
+        )
 
         feeder: Feeder
         ingest: Ingest
@@ -169,6 +172,7 @@ class Worker:
             ),
             engine,
             lambda: feeder.wake(),  # noqa: PLW0108 - the feeder is made below, it needs this consumer
+            reached,
         )
         watchdog = Watchdog(ingest.behind, s.progress_timeout_s)
 
@@ -185,9 +189,9 @@ class Worker:
             loop.add_signal_handler(number, feeder.drain)
         watchdog.start()
         try:
+            ingest.start()  # joins its group in the second that Faust's start takes
             await app.start()
             await app.add_runtime_dependency(feeder)
-            ingest.start()
             log.info("worker %s started", name)
             # Every message is an object the cycle collector looks at, and none of ours is in a cycle: look rarely, and never
             # again at what the imports left.
@@ -195,14 +199,16 @@ class Worker:
             gc.set_threshold(*GC_THRESHOLDS)
             await self._until_done(feeder, ingest)
             watchdog.stopping()
+            reached("on_stop")
             # Between two batches: nothing is in flight, so what was applied is committed and the partitions are given up.
             ingest.stop()
             await loop.run_in_executor(None, ingest.join, STOP_S)
         finally:
             watchdog.stopping()
-            reload.stop()
+            reloading = loop.run_in_executor(None, reload.stop)
             await app.stop()
             await loop.run_in_executor(None, delete_topic, admin, control, 2.0)
+            await reloading
             if server is not None:
                 server.shutdown()
             watchdog.done()

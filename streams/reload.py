@@ -101,6 +101,7 @@ class Reload:
             {
                 "fetch.message.max.bytes": 40 << 20,
                 "fetch.max.bytes": 64 << 20,
+                "fetch.wait.max.ms": 100,  # the end of the topic is told with a fetch that brings nothing
                 "queued.max.messages.kbytes": 65_536,
                 **self._settings.client,
                 "group.id": f"models-{secrets.token_hex(6)}",  # the client asks for one; it is never joined

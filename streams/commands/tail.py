@@ -130,10 +130,11 @@ class Reader:
         from proto.errors import DependencyUnreachable
 
         while True:
-            messages = self._consumer.consume(1_000, self._timeout_s)
-            if not messages:
+            # poll returns with the first message; consume would wait for all it may bring.
+            first = self._consumer.poll(self._timeout_s)
+            if first is None:
                 raise DependencyUnreachable(f"Kafka: {self._topic}[{partition}] could not be read within {self._timeout_s:g} s")
-            for message in messages:
+            for message in (first, *self._consumer.consume(1_000, 0)):
                 error = message.error()
                 if error is not None:
                     if error.code() == KafkaError._PARTITION_EOF:

@@ -26,7 +26,7 @@ from features.facts import TOPICS
 from features.history import digest
 from features.redis_store import RedisStore
 from proto.scores import DeadLetter, ScoreRecord
-from streams.engine import CRASH_VARIABLE
+from streams.engine import CRASH_PLACES, CRASH_VARIABLE
 from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
 from tests.conftest import ROOT, Completed
@@ -237,31 +237,45 @@ def test_every_event_becomes_a_score_a_dead_letter_a_duplicate_or_a_profile_fact
     assert deployment.work()["events_in"] == 0  # a restart has nothing to do
 
 
-def test_killed_at_any_step_the_next_worker_finishes_what_was_begun(deployment: Deployment) -> None:
+IN_TRANSACTIONS = {"transaction_begun", "transaction_committed"}
+
+
+def test_killed_at_every_place_the_next_worker_finishes_what_was_begun(deployment: Deployment) -> None:
     calm = beside(deployment, "calm")
     for each in (deployment, calm):
         each.feed(6_000)
-    small = {"CHURN_BATCH_MAX_EVENTS": "200"}
     assert calm.work(CHURN_BATCH_MAX_EVENTS="350")["scores"] == 6_000
 
-    for place in ("after_intent:2", "after_produce:2", "after_apply:2", "after_produce:1"):
-        done = deployment.wait(deployment.start(**small, **{CRASH_VARIABLE: place}))
-        assert done.code == 70, done.err
-    victim = deployment.start(**small)
-    before = deployment.handled()["events"]
-    deployment.until(lambda: deployment.handled()["events"] > before)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
-    left = 6_000 - deployment.handled()["events"]
-    assert left > 0
-    assert deployment.work(CHURN_BATCH_MAX_EVENTS="500")["events_in"] == left
+    # The last two are reached when the worker has nothing more to do.
+    for number, place in enumerate(place for place in CRASH_PLACES if place not in IN_TRANSACTIONS):
+        variables = {"CHURN_BATCH_MAX_EVENTS": "100", CRASH_VARIABLE: f"{place}:{1 + number % 2 if place[:2] != 'on' else 1}"}
+        if place == "on_revoke":
+            assert deployment.handled()["events"] < 6_000
+        done = deployment.wait(deployment.start("--until-idle", "0.3", **variables))
+        assert done.code == 70, (place, done.err)
+    assert deployment.handled()["events"] == 6_000
+    assert deployment.work()["events_in"] == 0
 
     assert deployment.digests() == calm.digests()
     assert deployment.handled() == calm.handled()
     raw = [value for rows in deployment.read("churn-scores") for _, value in rows]
-    assert len(raw) > 6_000  # the crash after producing left records that came again
+    assert len(raw) > 6_000  # a crash after producing left records that came again
     assert len(set(raw)) == 6_000  # equal to the byte
     assert [first_wins(rows) for rows in deployment.scores()] == [first_wins(rows) for rows in calm.scores()]
+
+
+def test_killed_from_outside_nothing_is_missing(deployment: Deployment) -> None:
+    deployment.feed(6_000)
+    victim = deployment.start(CHURN_BATCH_MAX_EVENTS="100")
+    deployment.until(lambda: deployment.handled()["events"] > 0)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    left = 6_000 - deployment.handled()["events"]
+    assert left > 0
+    assert deployment.work()["events_in"] == left
+    by_partition = deployment.scores()
+    assert [len(first_wins(rows)) for rows in by_partition] == [len({row["score_id"] for row in rows}) for rows in by_partition]
+    assert sum(len(first_wins(rows)) for rows in by_partition) == 6_000
 
 
 def test_a_stop_finishes_the_batch_leaves_nothing_open_and_exits_0(deployment: Deployment) -> None:
