@@ -290,6 +290,11 @@ class Histories:
             writes.append(CustomerWrite(customer, main, closed, dropped))
         return writes
 
+    @property
+    def over(self) -> bool:
+        """Whether the bound is exceeded and `evict` would forget somebody."""
+        return self.kept_facts + CUSTOMER_WEIGHT * len(self._slots) > self.max_facts
+
     def evict(self) -> int:
         """Forget the least recently used customers when over the bound, down to 90 % of it; returns how many.
 
