@@ -178,7 +178,7 @@ class Engine:
             intent=claim.intent,
             watermark_ms=claim.watermark_ms,
             counters={name: claim.counters.get(name, 0) for name in COUNTERS},
-            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1))),
+            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1)), known=claim.customers),
         )
         self._share_memory()
 
