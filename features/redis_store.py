@@ -82,6 +82,7 @@ _PASSING_TEXTS: Final = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
 _COUNTER: Final = b"count:"
 _APPLIED: Final = b"applied:"
 _SCAN: Final = 1_000
+_SCANS: Final = 10
 
 
 def library(text: str | None = None) -> tuple[str, str]:
@@ -190,8 +191,7 @@ class RedisStore:
         """As in Store."""
         own = self._own(partition)
         _accept(_rebuild_refusal(self._call(partition, *self._function("begin_rebuild", own, nonce)), partition))
-        found = True
-        while found:  # a server restarted under a scan may leave keys out: only a scan that finds nothing says that nothing is left
+        for _ in range(_SCANS):  # a server restarted under a scan may leave keys out: one that finds nothing says that nothing is left
             found = False
             for keys in self._scan(partition, self._start(partition)):
                 others = [key for key in keys if key not in own]
@@ -199,6 +199,9 @@ class RedisStore:
                     found = True
                     answer = self._call(partition, *self._function("clear", (own[0], *others), nonce))
                     _accept(_rebuild_refusal(answer, partition))
+            if not found:
+                return
+        raise InvariantBroken(f"partition {partition}: its keys are there again after {_SCANS} removals")
 
     def restore(self, partition: int, nonce: str, customers: Sequence[CustomerWrite]) -> None:
         """As in Store."""

@@ -933,7 +933,7 @@ def test_a_fault_in_the_library_turns_the_suite_red(fault: str, server: RedisSer
     assert text.count(right) == 1
     with (
         closing(RedisWorld(server, text.replace(right, wrong))) as faulty,
-        pytest.raises((AssertionError, pytest.fail.Exception, ChainBroken, Fenced)),
+        pytest.raises((AssertionError, pytest.fail.Exception, ChainBroken, Fenced, InvariantBroken)),
     ):
         check(faulty)
     with closing(RedisWorld(server)) as world:
