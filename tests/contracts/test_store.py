@@ -433,11 +433,12 @@ def an_empty_store_takes_no_batch(world: World) -> None:
         store.intend(3, "n1", one.to, Intent(one.to, "m", 1))
     with pytest.raises(ChainBroken, match="partition 3"):  # not even the very first batch: nobody writes before a claim
         store.apply([one])
-    for write in (
+    writes: list[Callable[[], None]] = [
         lambda: store.begin_rebuild(3, "n1"),
         lambda: store.restore(3, "n1", one.customers),
         lambda: store.finish_rebuild(3, "n1", one.to, "m", 1, {}),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(ChainBroken, match=r"partition 3.*claim it again"):
             write()
     assert store.look(3).epoch == 0
@@ -630,7 +631,8 @@ def no_batch_is_taken_while_a_partition_is_rebuilt(world: World) -> None:
     store.claim(3, "n1")
     store.begin_rebuild(3, "n1")
     one = batch("n1", START, {"logins": 1})
-    for write in (lambda: store.apply([one]), lambda: store.intend(3, "n1", START, Intent(one.to, "m", 1))):
+    writes: list[Callable[[], None]] = [lambda: store.apply([one]), lambda: store.intend(3, "n1", START, Intent(one.to, "m", 1))]
+    for write in writes:
         with pytest.raises(ChainBroken, match="partition 3 is being rebuilt"):
             write()
     assert world.store().claim(3, "n2").rebuilding
