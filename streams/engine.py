@@ -44,8 +44,8 @@ CRASH_PLACES: Final = (
     "on_stop",  # asked to stop, the last batch is applied
 )
 
-REJECTED: Final = 7
-"""What became of a record that was no fact, beyond the kernel's outcomes (features.history.Outcome)."""
+# What became of a record, beyond the kernel's outcomes.
+_REJECTED: Final = 7
 
 
 class Models(Protocol):
@@ -85,19 +85,6 @@ class Result:
     applied: Mapping[int, Offsets]
     fenced: Sequence[int]
     counters: Mapping[str, int]
-
-
-def tally(outcomes: Sequence[int]) -> dict[str, int]:
-    """The counters of a batch from how often each outcome occurred in it; outcomes[i] belongs to code i."""
-    dead_letters = outcomes[Outcome.TOO_LATE] + outcomes[Outcome.AMOUNT_RANGE] + outcomes[REJECTED]
-    return {
-        "events": sum(outcomes),
-        "scores": outcomes[Outcome.SCORED],
-        "dead_letters": dead_letters,
-        "duplicates": outcomes[Outcome.DUPLICATE] + outcomes[Outcome.DUPLICATE_CONFLICT],
-        "duplicate_conflicts": outcomes[Outcome.DUPLICATE_CONFLICT],
-        "profile_facts": outcomes[Outcome.PROFILE],
-    }
 
 
 @dataclass(slots=True)
@@ -178,7 +165,7 @@ class Engine:
             intent=claim.intent,
             watermark_ms=claim.watermark_ms,
             counters={name: claim.counters.get(name, 0) for name in COUNTERS},
-            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1)), known=claim.customers),
+            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1))),
         )
         self._share_memory()
 
@@ -237,16 +224,25 @@ class Engine:
             return None  # given up since it was merged; its next owner reads it again
         if dict(batch.former) != partition.applied:
             raise InvariantBroken(f"partition {batch.partition}: a batch that follows {batch.former} came after {partition.applied}")
-        if partition.intent is not None:
-            intent = partition.intent
+        intent = partition.intent
+        if intent is not None:
             if not batch.recovered or dict(batch.to) != dict(intent.to):
                 raise InvariantBroken(f"partition {batch.partition}: expected the open batch up to {intent.to}, got {batch.to}")
-            return _Work(batch, partition, self._models.by_digest(intent.model), intent.scored_at_ms)
-        model = self._models.current()
-        if model.digest != self._model_digest:
-            self._model_digest, self.model_version = model.digest, model.version
-            self._metrics.model_in_force(model.version, model.digest)
-        intent = Intent(batch.to, model.digest, self._clock_ms())
+            model = self._models.by_digest(intent.model)
+        else:
+            model = self._models.current()
+            if model.digest != self._model_digest:
+                self._model_digest, self.model_version = model.digest, model.version
+                self._metrics.model_in_force(model.version, model.digest)
+            intent = Intent(batch.to, model.digest, self._clock_ms())
+        # States are read before the intent, also before one that is open is written again: once it is accepted, nobody has
+        # written since. Read after it, a worker that was suspended in between would take the states its successor has already
+        # made of this batch (or those of a store that went back) for the ones before it, and emit what follows from them.
+        with self.parts.part("load"):
+            missing = partition.histories.missing(
+                customer for customer, reason in zip(batch.customer, batch.reason.tolist(), strict=True) if not reason
+            )
+            states = self._store.load(batch.partition, missing) if missing else []
         try:
             with self.parts.part("intend"):
                 self._store.intend(batch.partition, batch.nonce, batch.former, intent)
@@ -254,6 +250,9 @@ class Engine:
             log.warning("%s", error)
             fenced.append(batch.partition)
             return None
+        if missing:
+            with self.parts.part("load"):
+                partition.histories.load(missing, states)
         return _Work(batch, partition, model, intent.scored_at_ms)
 
     def _compute(self, work: _Work) -> None:
@@ -265,10 +264,6 @@ class Engine:
         picks = None if everything else np.flatnonzero(accepted)
         facts = batch.facts if picks is None else batch.facts[picks]
         customers = batch.customer if picks is None else [batch.customer[i] for i in picks.tolist()]
-        with part("load"):
-            missing = histories.missing(customers)
-            if missing:
-                histories.load(missing, self._store.load(batch.partition, missing))
         with part("kernel"):
             step = histories.step(customers, facts)
         rows = step.rows
@@ -279,7 +274,7 @@ class Engine:
             former_band = histories.note_scores(scored_customers, probability, band, step.at[rows])
         with part("reasons"):
             reasons = model.reasons(step.vectors, band, former_band, self._settings.reasons_top)
-        outcome = np.full(len(batch), REJECTED, np.uint8)
+        outcome = np.full(len(batch), _REJECTED, np.uint8)
         outcome[accepted] = step.outcome
         with part("encode"):
             source_rows = rows if picks is None else picks[rows]
@@ -308,16 +303,15 @@ class Engine:
         reasons = batch.reason.copy()
         reasons[outcome == Outcome.TOO_LATE] = Reason.TOO_LATE
         reasons[outcome == Outcome.AMOUNT_RANGE] = Reason.AMOUNT_RANGE
-        rows = np.flatnonzero(reasons)
         letters = []
-        for i, cut in zip(rows.tolist(), batch.cuts()[rows].tolist() if len(rows) else (), strict=True):
+        for i in np.flatnonzero(reasons).tolist():
             reason = Reason(int(reasons[i]))
             self._metrics.dead_letters.labels(reason.name.lower()).inc()
-            letters.append(dead_letter_record(batch, i, reason, cut))
+            letters.append(dead_letter_record(batch, i, reason))
         return letters
 
     def _count(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> dict[str, int]:
-        by_topic = np.zeros((len(TOPICS), REJECTED + 1), np.int64)
+        by_topic = np.zeros((len(TOPICS), _REJECTED + 1), np.int64)
         np.add.at(by_topic, (batch.topic, outcome), 1)
         for topic, counts in zip(TOPICS, by_topic.tolist(), strict=True):
             ends = {
@@ -325,12 +319,20 @@ class Engine:
                 "profile_fact": counts[Outcome.PROFILE],
                 "duplicate": counts[Outcome.DUPLICATE],
                 "duplicate_conflict": counts[Outcome.DUPLICATE_CONFLICT],
-                "dead_letter": counts[Outcome.TOO_LATE] + counts[Outcome.AMOUNT_RANGE] + counts[REJECTED],
+                "dead_letter": counts[Outcome.TOO_LATE] + counts[Outcome.AMOUNT_RANGE] + counts[_REJECTED],
             }
             for name, count in ends.items():
                 if count:
                     self._metrics.events[topic, name].inc(count)
-        return tally(by_topic.sum(axis=0).tolist())
+        total = by_topic.sum(axis=0).tolist()
+        return {
+            "events": len(batch),
+            "scores": total[Outcome.SCORED],
+            "dead_letters": total[Outcome.TOO_LATE] + total[Outcome.AMOUNT_RANGE] + total[_REJECTED],
+            "duplicates": total[Outcome.DUPLICATE] + total[Outcome.DUPLICATE_CONFLICT],
+            "duplicate_conflicts": total[Outcome.DUPLICATE_CONFLICT],
+            "profile_facts": total[Outcome.PROFILE],
+        }
 
     def _apply(self, works: Sequence[_Work], fenced: list[int]) -> dict[int, Offsets]:
         applied: dict[int, Offsets] = {}

@@ -329,7 +329,7 @@ class Ingest:
             if claim.intent is not None:
                 merge.forced = {name: claim.intent.to.get(name, -1) for name in TOPICS}
             for buffer, topic in zip(merge.buffers, s.topics, strict=True):
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=s.timeout_s)
+                low, high = self._ends(consumer, topic, partition)
                 start = merge.applied[TOPICS[buffer.topic]] + 1
                 if start == 0:
                     start = low
@@ -351,6 +351,13 @@ class Ingest:
         self.assignments += 1
         log.info("assigned partitions %s", partitions)
         self.ready()
+
+    def _ends(self, consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=self.settings.timeout_s)
+        except KafkaException as error:
+            raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
+        return low, high
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition], *, lost: bool = False) -> None:
         partitions = sorted({tp.partition for tp in revoked})

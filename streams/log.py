@@ -87,8 +87,7 @@ class KafkaLog:
                         raise DependencyUnreachable(f"Kafka: nothing read from {topic}[{partition}] within {self._timeout_s:g} s")
                     continue
                 piece: list[RawMessage] = []
-                messages: list[Any] = [first, *consumer.consume(FETCH - 1, 0)]
-                for message in messages:
+                for message in (first, *consumer.consume(FETCH - 1, 0)):
                     error = message.error()
                     if error is not None:
                         if error.code() == KafkaError._PARTITION_EOF:
@@ -97,7 +96,7 @@ class KafkaLog:
                         self._failed(error, topic, partition, start)
                         continue
                     heard = time.monotonic()
-                    offset: int = message.offset()
+                    offset: Any = message.offset()  # never None of a record
                     if offset < stop:
                         piece.append(message)
                     if offset >= stop - 1:

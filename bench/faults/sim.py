@@ -1,0 +1,307 @@
+"""One simulated run: a seed makes a world, faults happen to it, and at rest every promise is checked.
+
+    churnstream-faults simulate --seeds 0..2000 --json
+
+The last line says how many seeds and events there were, which faults, and the first seed that broke an invariant with the
+command that shows it again. Same seed and sources: same run, which the digest of the trace shows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from bench.faults.sim_broker import Broker
+from bench.faults.sim_check import Output, check_partition, inputs_of, read
+from bench.faults.sim_redis import Broken, ModelRedis
+from bench.faults.sim_schedule import Scheduler
+from bench.faults.sim_worker import DEAD_LETTERS, SCORES, Process, World, clients_of_the_simulation, decoder, models
+from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, size_of
+from features.facts import TOPICS
+from proto.errors import Reason
+
+REST_MS: Final = 400_000
+"""I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
+one watchdog period and retries, twice over."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one seed came to. violation "" when every invariant held."""
+
+    seed: int
+    violation: str = ""
+    invariant: str = ""
+    events: int = 0
+    scores: int = 0
+    raw_duplicates: int = 0
+    steps: int = 0
+    virtual_ms: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    digest: str = ""
+    trace: list[str] | None = None
+
+
+def simulate(seed: int, *, keep_trace: bool = False) -> Outcome:
+    """Run one seed. Never raises for a broken promise: the outcome says so."""
+    return Run(seed, keep_trace=keep_trace).outcome()
+
+
+class Run:
+    """A world and what happens to it; the scenario itself is the scheduler's main actor."""
+
+    def __init__(self, seed: int, *, keep_trace: bool, at_rest: Callable[[Run], object] | None = None) -> None:
+        """at_rest: called before the checks, by tests of the checks."""
+        self.seed, self._at_rest_hook = seed, at_rest
+        self.random = Random(f"{seed}/faults")
+        world_random = Random(f"{seed}/world")
+        size = size_of(world_random)
+        self.arrivals = arrivals(world_random, size)
+        self.schedule = Scheduler(str(seed), START_MS, keep_trace=keep_trace)
+        self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS), PARTITIONS, Random(f"{seed}/broker"))
+        self.redis = ModelRedis(self.schedule, PARTITIONS, Random(f"{seed}/redis"))
+        self.world = World(self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]))
+        self.reasons: dict[tuple[str, int, int], Reason] = {}
+        self.processes: list[Process] = []
+        self.workers = self.random.choice([1, 1, 2, 2, 3])
+        self.model = ""
+        self.started = 0
+        self.faults: Counter[str] = Counter()
+
+    def outcome(self) -> Outcome:
+        outcome = Outcome(self.seed, events=len(self.arrivals))
+        logging.disable(logging.CRITICAL)
+        with clients_of_the_simulation(self.world):
+            try:
+                self._scenario()
+                if self._at_rest_hook is not None:
+                    self._at_rest_hook(self)
+                self._check(outcome)
+            except Broken as broken:
+                outcome.violation, outcome.invariant = str(broken), broken.invariant
+            finally:
+                self.schedule.close()
+                logging.disable(logging.NOTSET)
+        outcome.faults = self.faults
+        outcome.steps, outcome.virtual_ms = self.schedule.steps, self.schedule.now_ms - START_MS
+        outcome.digest, outcome.trace = self.schedule.digest(), self.schedule.trace
+        return outcome
+
+    # -- what happens
+
+    def _scenario(self) -> None:
+        random, schedule = self.random, self.schedule
+        backlog = random.choice([0, len(self.arrivals) // 2, len(self.arrivals)])
+        self._arrive(self.arrivals[:backlog])
+        rest = self.arrivals[backlog:]
+        for _ in range(self.workers):
+            self._start()
+        count = random.choice([0, 1, 2, 3, 3, 4, 6])
+        pieces = max(1, count + 1)
+        each = -(-len(rest) // pieces)
+        for number in range(pieces):
+            self._arrive_slowly(rest[number * each : (number + 1) * each])
+            self._pause(random.choice([5, 30, 100, 300, 4_000, 12_000]))
+            if number < count:
+                random.choice(self._menu())()
+            self._keep_alive()
+        self._calm()
+        if not schedule.wait(lambda: bool(self.redis.broken) or self._at_rest(), REST_MS) and not self.redis.broken:
+            raise Broken("I7", f"not at rest after {REST_MS} ms and {schedule.steps} steps: {self._standing()}")
+        # What a zombie still had under way comes to its end, and may break something yet.
+        self._pause(20_000)
+        if random.random() < 0.3:
+            for process in self._alive():
+                process.stop()
+            self._note("graceful stop at the end")
+            if not schedule.wait(lambda: not self._alive(), 60_000):
+                raise Broken("I7", "a graceful stop did not end")
+
+    def _pause(self, ms: int) -> None:
+        self.schedule.wait(lambda: bool(self.redis.broken), ms)
+        self._look()
+
+    def _look(self) -> None:
+        if self.schedule.failure is not None:
+            raise self.schedule.failure
+        if self.redis.broken is not None:
+            raise self.redis.broken
+        if self.world.unexpected:
+            raise Broken("I7", f"a worker ended with an error that nothing explains: {self.world.unexpected[0]}")
+
+    def _menu(self) -> Sequence[Callable[[], None]]:
+        return (
+            self._kill,
+            self._kill,
+            self._freeze,
+            self._freeze,
+            self._one_more,
+            self._stop_one,
+            self._storm,
+            self._lossy_redis,
+            self._redis_away,
+            self._broker_away,
+            self._switch_model,
+        )
+
+    def _note(self, fault: str) -> None:
+        self.faults[fault] += 1
+        self.schedule.note(f"FAULT {fault}")
+
+    def _some(self) -> Process | None:
+        alive = self._alive()
+        return self.random.choice(alive) if alive else None
+
+    def _kill(self) -> None:
+        if (process := self._some()) is not None:
+            self._note("worker kill -9")
+            process.kill()
+
+    def _freeze(self) -> None:
+        process = self._some()
+        if process is None or process.frozen:
+            return
+        for_ms = self.random.choice([200, 3_000, 8_000, 15_000])
+        self._note("worker frozen past the session timeout" if for_ms > 7_000 else "worker frozen")
+        process.freeze(True)
+        self.schedule.at(for_ms, lambda: process.freeze(False))
+        if self.random.random() < 0.5:
+            self._pause(for_ms + self.random.choice([-100, 0, 500]))
+
+    def _one_more(self) -> None:
+        if len(self._alive()) < 4:
+            self._note("worker added")
+            self.workers += 1
+            self._start()
+
+    def _stop_one(self) -> None:
+        if (process := self._some()) is not None:
+            self._note("graceful stop")
+            process.stop()
+            if self.workers > 1:
+                self.workers -= 1
+
+    def _storm(self) -> None:
+        self._note("rebalance storm")
+        for _ in range(self.random.randint(2, 4)):
+            self.random.choice((self._one_more, self._stop_one, self._kill))()
+            self._pause(self.random.choice([10, 300, 2_000]))
+            self._keep_alive()
+
+    def _lossy_redis(self) -> None:
+        self._note("Redis answers lost")
+        self.redis.lossy = self.random.choice([0.1, 0.3])
+        self.world.explained.add("StoreUnavailable")
+        self.schedule.at(self.random.choice([50, 1_000, 5_000]), self._redis_well)
+
+    def _redis_well(self) -> None:
+        self.redis.lossy = 0.0
+
+    def _redis_away(self) -> None:
+        self._note("Redis out of reach")
+        self.world.explained.add("StoreUnavailable")
+        self.redis.down_until = self.schedule.now_ms + self.random.choice([100, 1_500, 10_000])
+
+    def _broker_away(self) -> None:
+        self._note("broker out of reach")
+        self.broker.down = True
+        for_ms = self.random.choice([100, 4_000, 40_000])
+        self.world.explained.add("DependencyUnreachable")
+        self.schedule.at(for_ms, self._broker_back)
+
+    def _broker_back(self) -> None:
+        self.broker.down = False
+
+    def _switch_model(self) -> None:
+        self._note("model switch")
+        self.model = self.random.choice(sorted(models()))
+        for process in self._alive():
+
+            def switch(process: Process = process, model: str = self.model) -> None:
+                process.shelf.now = model
+
+            self.schedule.at(self.random.choice([0, 10, 500]), switch)
+
+    # -- keeping it going
+
+    def _alive(self) -> list[Process]:
+        return [process for process in self.processes if process.alive]
+
+    def _start(self) -> None:
+        self.started += 1
+        self.processes.append(Process(self.world, f"w{self.started}", self.model))
+
+    def _keep_alive(self) -> None:
+        """The supervisor: as many workers as there should be."""
+        for _ in range(self.workers - len(self._alive())):
+            self._start()
+
+    def _calm(self) -> None:
+        """No more faults; everything is alive."""
+        self.redis.lossy = 0.0
+        self.redis.down_until = 0
+        self.broker.down = False
+        for process in self._alive():
+            if process.frozen:
+                process.freeze(False)
+        self.workers = max(1, self.workers)
+        self.schedule.at(500, self._supervise)
+        self._keep_alive()
+        self._look()
+
+    def _supervise(self) -> None:
+        if not self._at_rest():
+            self._keep_alive()
+            self.schedule.at(2_000, self._supervise)
+
+    def _arrive(self, records: Sequence[Arrival]) -> None:
+        for record in records:
+            log = self.broker.log(TOPICS[record.topic], record.partition)
+            log.skip(record.hole)
+            offset = log.append(record.key, record.value, self.schedule.now_ms)
+            self.reasons[TOPICS[record.topic], record.partition, offset] = record.reason
+
+    def _arrive_slowly(self, records: Sequence[Arrival]) -> None:
+        start, delay = 0, 0
+        while start < len(records):
+            count = self.random.choice([1, 3, 10, 50])
+            piece = records[start : start + count]
+            self.schedule.at(delay, lambda piece=piece: self._arrive(piece))  # type: ignore[misc]
+            start += count
+            delay += self.random.choice([1, 5, 50])
+
+    def _at_rest(self) -> bool:
+        if len(self.reasons) < len(self.arrivals):
+            return False
+        return all(not ahead for ahead in self._standing().values())
+
+    def _standing(self) -> dict[tuple[str, int], int]:
+        """Records not applied yet, per topic and partition."""
+        found = {}
+        for number in range(PARTITIONS):
+            applied = self.redis.store.look(number).applied
+            for topic in TOPICS:
+                log = self.broker.logs[topic, number]
+                found[topic, number] = len(log.messages) - log.first(applied[topic] + 1)
+        return found
+
+    # -- at the end
+
+    def _check(self, outcome: Outcome) -> None:
+        self._look()
+        random = Random(f"{self.seed}/check")
+        for number in range(PARTITIONS):
+            relaxed = bool(self.redis.went_back.get(number))
+            scores = read(self.broker.log(SCORES, number), number, relaxed=relaxed)
+            letters = read(self.broker.log(DEAD_LETTERS, number), number, relaxed=relaxed)
+            inputs = inputs_of(self.broker.logs, number, self.reasons, decoder())
+            outcome.scores += check_partition(number, inputs, scores, letters, self.redis, models(), random)
+            outcome.raw_duplicates += _extra(scores) + _extra(letters)
+
+
+def _extra(output: Output) -> int:
+    return len(output.raw) - len(output.first)

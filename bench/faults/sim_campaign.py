@@ -1,0 +1,230 @@
+"""Many seeds: in slices, in several processes, with a ledger that lets a campaign be interrupted and added up.
+
+    churnstream-faults simulate --count 2000 --json
+    churnstream-faults simulate --seeds 0..50000 --ledger faults.jsonl --processes 2 --json
+    churnstream-faults simulate --seeds 17 --trace
+
+The ledger has one JSON line per finished slice: its seeds, the commit, a digest of the sources that ran, what was found. A slice
+that is in it with the same sources is not run again, so the same command goes on where it was stopped, and sums everything up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SOURCES: Final = ("streams", "scoring", "models", "features", "proto", "bench/faults")
+SLICE: Final = 500
+"""Seeds of one line of the ledger: less than half a minute of work is lost with an interruption."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What some seeds came to; `first_violation` names the lowest seed that broke something, and `violations` counts them all."""
+
+    first_seed: int
+    end_seed: int
+    seeds: int = 0
+    violations: int = 0
+    seconds: float = 0.0
+    events: int = 0
+    scores: int = 0
+    raw_duplicates: int = 0
+    steps: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    violations_by: dict[str, int] = field(default_factory=dict)
+    first_violation: dict[str, Any] | None = None
+    trace_digest: str = ""
+
+    def add(self, other: Tally) -> None:
+        """Take over another tally's sums."""
+        for name in ("seeds", "violations", "seconds", "events", "scores", "raw_duplicates", "steps"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.faults = dict(Counter(self.faults) + Counter(other.faults))
+        self.violations_by = dict(Counter(self.violations_by) + Counter(other.violations_by))
+        mine, theirs = self.first_violation, other.first_violation
+        if theirs is not None and (mine is None or theirs["seed"] < mine["seed"]):
+            self.first_violation = theirs
+
+
+def run(first: int, end: int, *, stop: bool = False) -> Tally:
+    """Run the seeds first..end-1; with `stop` no further than the first violation."""
+    from bench.faults.sim import simulate
+
+    gc.freeze()
+    tally = Tally(first, end)
+    faults: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+    digest = blake2b(digest_size=16)
+    began = perf_counter()
+    for seed in range(first, end):
+        outcome = simulate(seed)
+        tally.seeds += 1
+        tally.events += outcome.events
+        tally.scores += outcome.scores
+        tally.raw_duplicates += outcome.raw_duplicates
+        tally.steps += outcome.steps
+        faults += outcome.faults
+        digest.update(outcome.digest.encode())
+        if outcome.violation:
+            tally.violations += 1
+            broken[outcome.invariant] += 1
+            if tally.first_violation is None:
+                again = f"python -m bench.faults.cli simulate --seeds {seed} --trace"
+                tally.first_violation = {"seed": seed, "invariant": outcome.invariant, "what": outcome.violation[:2_000], "replay": again}
+            if stop:
+                break
+    tally.seconds = round(perf_counter() - began, 3)
+    tally.faults, tally.violations_by, tally.trace_digest = dict(faults), dict(broken), digest.hexdigest()
+    return tally
+
+
+def sources_digest() -> str:
+    """Digest of all sources that a simulation runs; the same digest gives the same runs."""
+    digest = blake2b(digest_size=8)
+    for package in SOURCES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT)} ".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str:
+    """The commit checked out here, "" when that cannot be told."""
+    head = ROOT / ".git"
+    if head.is_file():  # a further working tree
+        head = Path(head.read_text().partition(":")[2].strip())
+    try:
+        name = (head / "HEAD").read_text().strip()
+        if not name.startswith("ref: "):
+            return name
+        for place in (head, head.parent.parent):
+            if (ref := place / name[5:]).is_file():
+                return ref.read_text().strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _done(ledger: Path | None, sources: str) -> dict[tuple[int, int], Tally]:
+    if ledger is None or not ledger.exists():
+        return {}
+    found = {}
+    for line in ledger.read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        if entry.pop("sources") == sources:
+            entry.pop("commit")
+            tally = Tally(**entry)
+            found[tally.first_seed, tally.end_seed] = tally
+    return found
+
+
+def _slices(first: int, end: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, end, SLICE):
+        yield start, min(end, start + SLICE)
+
+
+def campaign(first: int, end: int, *, ledger: Path | None, processes: int, stop: bool) -> Tally:
+    """All seeds first..end-1, those in the ledger not again."""
+    sources, revision = sources_digest(), commit()
+    done = _done(ledger, sources)
+    total = Tally(first, end)
+    wanted = []
+    for piece in _slices(first, end):
+        if piece in done:
+            total.add(done[piece])
+        else:
+            wanted.append(piece)
+
+    def finished(tally: Tally) -> None:
+        total.add(tally)
+        if ledger is not None:
+            with ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"commit": revision, "sources": sources, **asdict(tally)}) + "\n")
+        print(f"{total.seeds} of {end - first} seeds, {total.violations} violations", file=sys.stderr)
+
+    if processes == 1 or len(wanted) <= 1:
+        for piece in wanted:
+            finished(run(*piece, stop=stop))
+            if stop and total.violations:
+                break
+    else:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for tally in pool.map(run, *zip(*wanted, strict=True)):
+                finished(tally)
+    return total
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `simulate`."""
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", metavar="A..B", help="seeds A to B-1, or one seed A")
+    seeds.add_argument("--count", type=int, default=2_000, metavar="N", help="seeds 0 to N-1 (default 2000)")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="JSON lines of finished slices; what is in it is not run again")
+    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--stop", action="store_true", help="end with the first violation")
+    parser.add_argument("--trace", action="store_true", help="show every step; for one seed")
+    parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run `simulate`; 1 when an invariant was broken."""
+    if arguments.seeds:
+        low, _, high = arguments.seeds.partition("..")
+        first, end = int(low), int(high) if high else int(low) + 1
+    else:
+        first, end = 0, arguments.count
+    if arguments.trace:
+        from bench.faults.sim import simulate
+
+        outcome = simulate(first, keep_trace=True)
+        print("\n".join(outcome.trace or ()))
+        print(f"seed {first}: {outcome.violation or 'every invariant holds'}; trace {outcome.digest}")
+        return int(bool(outcome.violation))
+    total = campaign(first, end, ledger=arguments.ledger, processes=arguments.processes, stop=arguments.stop)
+    report = summary(total)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        for name, value in report.items():
+            print(f"{name}: {value}")
+    return int(bool(total.violations))
+
+
+def summary(total: Tally) -> dict[str, Any]:
+    """The figures of a campaign."""
+    return {
+        "seeds": total.seeds,
+        "violations": total.violations,
+        "seconds": round(total.seconds, 1),
+        "events": total.events,
+        "scores": total.scores,
+        "raw_duplicates": total.raw_duplicates,
+        "steps": total.steps,
+        "ms_per_seed": round(1e3 * total.seconds / max(1, total.seeds), 1),
+        "faults": dict(sorted(total.faults.items())),
+        "faults_injected": sum(total.faults.values()),
+        "violations_by": total.violations_by,
+        "first_violation": total.first_violation,
+        "sources": sources_digest(),
+        "commit": commit(),
+    }
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options from a command line."""
+    parser = argparse.ArgumentParser(prog="churnstream-faults simulate", description=__doc__)
+    add_arguments(parser)
+    return parser.parse_args(arguments)

@@ -1,0 +1,241 @@
+"""One worker process in the simulation: the product's Ingest, Engine, Merge, Decoder and KafkaSink, put together as streams/main.py does.
+
+What is left out is Faust (its channel hands over one item at a time, which the loop here does too) and the metrics server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, Final
+
+import streams.ingest
+import streams.sink
+from bench.faults.sim_broker import Broker, Consumer, Producer
+from bench.faults.sim_redis import Client, ModelRedis
+from bench.faults.sim_schedule import Event, Lock, Scheduler
+from features.facts import TOPICS
+from proto.errors import ArtifactRejected
+from scoring.fallback import Fallback
+from scoring.scorer import load
+from streams.codec import Decoder
+from streams.engine import Engine, EngineSettings, Result
+from streams.ingest import Ingest, IngestSettings
+from streams.merge import Batch
+from streams.metrics import Metrics
+from streams.scores import Model
+from streams.sink import KafkaSink, SinkSettings
+from tests.models.small import small
+
+SCORES: Final = "churn-scores"
+DEAD_LETTERS: Final = "churn-dead-letters"
+PROGRESS_MS: Final = 60_000
+IDLE_MS: Final = 5_000
+STOP_MS: Final = 10_000
+
+
+@cache
+def models() -> dict[str, Model]:
+    """The fallback and two published models, by digest."""
+    made: list[Model] = [Fallback(0.5), *(load(small(12, 3, seed).envelope) for seed in (0, 1))]
+    return {model.digest: model for model in made}
+
+
+@cache
+def decoder() -> Decoder:
+    return Decoder(currency="EUR", rates={"USD": Decimal("0.9")}, future_ms=300_000, max_bytes=1_000_000, digest_key=b"k")
+
+
+@cache
+def metrics() -> Metrics:
+    """One for all: making a registry costs as much as a batch, and nothing here reads it."""
+    return Metrics()
+
+
+@dataclass(slots=True)
+class Shelf:
+    """The models a process knows and the one in force; each process learns of a switch in its own time."""
+
+    now: str = ""
+
+    def current(self) -> Model:
+        return models()[self.now]
+
+    def by_digest(self, digest: str) -> Model:
+        if digest not in models():
+            raise ArtifactRejected(f"no model {digest}")
+        return models()[digest]
+
+
+@contextmanager
+def clients_of_the_simulation(world: World) -> Iterator[None]:
+    """Put the scripted client classes where the product's modules import Kafka's, and give nonces that repeat."""
+    nonces = SimpleNamespace(token_hex=lambda _size: world.nonce())
+    changes: list[tuple[Any, str, Any]] = [
+        (streams.ingest, "Consumer", Consumer),
+        (streams.ingest, "secrets", nonces),
+        (streams.sink, "Producer", Producer.of),
+    ]
+    former = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    try:
+        for module, name, value in changes:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in former:
+            setattr(module, name, value)
+
+
+@dataclass(slots=True)
+class World:
+    """What all processes of a run share."""
+
+    schedule: Scheduler
+    broker: Broker
+    redis: ModelRedis
+    batch: int
+    max_facts: int
+    nonces: int = 0
+    unexpected: list[str] = field(default_factory=list)
+    """Errors that end a process although nothing that happened explains them."""
+    explained: set[str] = field(default_factory=set)
+    """Names of the errors that the faults of this run may end a process with."""
+
+    def nonce(self) -> str:
+        self.nonces += 1
+        return f"{self.nonces:032x}"
+
+
+class Process:
+    """A worker from start to end."""
+
+    def __init__(self, world: World, name: str, model: str) -> None:
+        self.world, self.name = world, name
+        self.schedule, self.broker = world.schedule, world.broker
+        self.alive, self.frozen, self.stopping, self.reading = True, False, False, True
+        self.producers: list[Producer] = []
+        self.shelf = Shelf(model)
+        self.failure: BaseException | None = None
+        self._drain = Event(self.schedule)
+        self._wake = Event(self.schedule)
+        self._moved_ms = self.schedule.now_ms
+        client: Mapping[str, Any] = {"sim.host": self}
+        self.sink = KafkaSink(SinkSettings(client, SCORES, DEAD_LETTERS, 30.0))
+        self.engine = Engine(
+            EngineSettings(world.max_facts, 3), Client(world.redis, self), self.shelf, self.sink, lambda: self.schedule.now_ms, metrics()
+        )
+        self.engine._lock = Lock(self.schedule)  # type: ignore[assignment]  # one that hands over instead of blocking the thread
+        self.ingest = Ingest(
+            IngestSettings(client, "group", TOPICS, world.batch, 0.005, 1 << 14, 10.0), decoder(), self.engine, self._wake.set
+        )
+        self.ingest._lock = Lock(self.schedule)  # type: ignore[assignment]  # as above
+        self.ingest._stop = Event(self.schedule)  # type: ignore[assignment]  # as above
+        self.ingest._drained = Event(self.schedule)  # type: ignore[assignment]  # as above
+        self.schedule.note(f"{name} starts")
+        self.schedule.spawn(f"{name} ingest", self, self._read)
+        self.schedule.spawn(f"{name} feed", self, self._feed)
+        self.schedule.spawn(f"{name} watch", self, self._watch)
+
+    # -- what happens to it
+
+    def kill(self) -> None:
+        """kill -9: nothing it still does counts; what it had sent may still arrive."""
+        if not self.alive:
+            return
+        self.schedule.note(f"{self.name} killed")
+        self._end()
+        self.schedule.kill(self)
+
+    def freeze(self, frozen: bool) -> None:
+        """SIGSTOP and SIGCONT."""
+        if self.alive:
+            self.schedule.note(f"{self.name} {'frozen' if frozen else 'thawed'}")
+            self.frozen = frozen
+            self.schedule.freeze(self, frozen)
+            if frozen:
+                self.broker.silent(self)
+
+    def stop(self) -> None:
+        """SIGTERM: finish the item in work, send no other, commit, leave."""
+        self.schedule.note(f"{self.name} told to stop")
+        self._drain.set()
+        self._wake.set()
+
+    def _end(self) -> None:
+        self.alive = False
+        self.broker.silent(self)
+        for producer in self.producers:
+            for place, records in producer.left_in_flight():
+
+                def arrive(place: tuple[str, int] = place, records: list[tuple[bytes, bytes]] = records) -> None:
+                    log = self.broker.logs[place]
+                    for key, value in records:
+                        log.append(key, value, self.schedule.now_ms)
+                    self.schedule.note(f"{len(records)} of {self.name} arrived late at {place}")
+
+                if records:
+                    self.schedule.at(self.broker.random.choice([0, 0, 20, 400]), arrive)
+
+    # -- its threads
+
+    def _read(self) -> None:
+        self.ingest._run()
+        self.reading = False
+
+    def _feed(self) -> None:
+        try:
+            self._feed_until_drained()
+        except Exception as error:
+            self.failure = error
+            self.schedule.note(f"{self.name} failed: {type(error).__name__}: {error}")
+        # As streams/main.py does, also after a failure: nothing is in flight, give up what is owned, within a bound.
+        self.stopping = True
+        self.ingest.stop()
+        self.schedule.wait(lambda: not self.reading, STOP_MS)
+        for failure in (error for error in (self.failure, self.ingest.failure) if error is not None):
+            if type(failure).__name__ not in self.world.explained:
+                self.world.unexpected.append(f"{type(failure).__name__}: {failure}")
+        self.schedule.note(f"{self.name} ended")
+        self._end()
+        self.schedule.kill(self)
+
+    def _feed_until_drained(self) -> None:
+        random = self.schedule.random
+        coming: list[Batch] | None = None
+        while not self._drain.is_set():
+            batches = self._take() if coming is None else coming
+            coming = None
+            if self._drain.is_set():
+                return
+            if batches:
+                # The next item is merged while this one is worked on: here before it or after it.
+                if random.random() < 0.5:
+                    coming = self._take()
+                self._on_result(self.engine.process(batches))
+            else:
+                self._wake.wait(IDLE_MS / 1_000)
+
+    def _take(self) -> list[Batch]:
+        self.schedule.step("take")
+        self._wake.clear()
+        return self.ingest.take()
+
+    def _on_result(self, result: Result) -> None:
+        self._moved_ms = self.schedule.now_ms
+        self.ingest.applied(result.applied)
+        for partition in result.fenced:
+            self.ingest.drop(partition)
+
+    def _watch(self) -> None:
+        """The watchdog of streams/main.py on the virtual clock."""
+        while True:
+            self.schedule.sleep(IDLE_MS)
+            if not self.ingest.behind():
+                self._moved_ms = self.schedule.now_ms
+            elif self.schedule.now_ms > self._moved_ms + PROGRESS_MS:
+                self.schedule.note(f"{self.name} does not get on")
+                self.kill()
