@@ -42,8 +42,9 @@ from features.kernel import (
     written_size,
 )
 from features.state import CHUNK, Customer, damage, decode, encode, join
-from features.store import CustomerState, CustomerWrite, Offsets
+from features.store import CustomerState, CustomerWrite, Offsets, digests
 from features.window import D90
+from proto.errors import StateDamaged
 
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
@@ -56,6 +57,7 @@ MAX_FACTS: Final = 2_000_000
 CUSTOMER_WEIGHT: Final = 8
 """A customer weighs as many facts in the bound: 2.4 KB of totals, carry, vector and name."""
 _EVICT_TO: Final = 0.9
+_MOST_SINCE: Final = 100_000  # digests kept as Python numbers before they join the array: 60 bytes each instead of 8
 _NEUTRAL: Final = empty()
 
 
@@ -110,22 +112,52 @@ def _plain(facts: IntArray) -> IntArray:
     return np.require(facts, np.int64, ["C", "W"])
 
 
+class _Known:
+    """Who has state in the store: a sorted array of digests, and those that came since."""
+
+    def __init__(self, listed: bytes) -> None:
+        self._sorted: npt.NDArray[np.uint64] = np.sort(np.frombuffer(listed, "<u8"))
+        self._since: set[int] = set()
+
+    def check(self, customers: Sequence[str], states: Sequence[CustomerState | None]) -> None:
+        """Raises StateDamaged unless exactly those who are known have a state."""
+        asked = np.frombuffer(digests(customers), "<u8")
+        places = np.searchsorted(self._sorted, asked)
+        listed = np.zeros(len(asked), np.bool_)
+        inside = places < len(self._sorted)
+        listed[inside] = self._sorted[places[inside]] == asked[inside]
+        for customer, digest, among, state in zip(customers, asked.tolist(), listed.tolist(), states, strict=True):
+            if (among or digest in self._since) != (state is not None):
+                what = "stored, and not in the list of customers" if state is not None else "known, and nothing of it is stored"
+                raise StateDamaged(f"customer {customer!r} is {what}; rebuild the partition")
+
+    def add(self, customers: Iterable[str]) -> None:
+        """Note that these are stored now."""
+        self._since.update(np.frombuffer(digests(customers), "<u8").tolist())
+        if len(self._since) > _MOST_SINCE:
+            self._sorted = np.sort(np.concatenate([self._sorted, np.fromiter(self._since, np.uint64, len(self._since))]))
+            self._since.clear()
+
+
 class Histories:
     """All customers of one partition, a write-through cache of their stored state.
 
     max_facts: the bound `evict` keeps; a customer counts as CUSTOMER_WEIGHT facts. create: whether `step` makes customers
-    it does not know (offline use); without it each must have been loaded. One thread at a time.
+    it does not know (offline use); without it each must have been loaded. known: digests of the customers the store holds
+    (Claim.customers), so that one whose state is gone is noticed; None = nobody looks. One thread at a time.
     """
 
-    def __init__(self, *, max_facts: int = MAX_FACTS, create: bool = False) -> None:
+    def __init__(self, *, max_facts: int = MAX_FACTS, create: bool = False, known: bytes | None = None) -> None:
         if max_facts <= 0:
             raise ValueError(f"the bound of facts in memory must be positive, got {max_facts}")
         self.max_facts = max_facts
         self._create = create
+        self._known = None if known is None else _Known(known)
         self.clear()
 
     def clear(self) -> None:
-        """Forget everybody, changes not taken included."""
+        """Forget everybody, changes not taken included. Who is known stays: those of a failed write count as stored."""
+        self._new: set[str] = set()  # in memory, and nothing of them stored yet
         self._slots: dict[str, int] = {}
         self._names: list[str | None] = []
         self._free: list[int] = []
@@ -161,18 +193,23 @@ class Histories:
         """Make those not in memory customers without facts."""
         for customer in self.missing(customers):
             self._new_slot(customer)
+            self._new.add(customer)
 
     def load(self, customers: Sequence[str], states: Sequence[CustomerState | None]) -> None:
-        """Take in stored customers not in memory; None is one the store has never seen. All in, or none when one is damaged.
+        """Take in stored customers not in memory; None is one the store holds nothing of. All in, or none when one is damaged.
 
-        Raises ChainBroken (unknown format, damage) naming the customer, ValueError for one already in memory.
+        Raises ChainBroken (unknown format, damage) naming the customer, StateDamaged for one that is known and has no state,
+        or has state and is not known; ValueError for one already in memory.
         """
         if len(customers) != len(states):
             raise ValueError(f"{len(customers)} customers, but {len(states)} states")
         known = [customer for customer in customers if customer in self._slots]
         if known or len(set(customers)) != len(customers):
             raise ValueError(f"customer {known[0]!r} is in memory already" if known else "a customer is to be loaded twice")
+        if self._known is not None:
+            self._known.check(customers, states)
         slots = [self._new_slot(customer) for customer in customers]
+        self._new.update(customer for customer, state in zip(customers, states, strict=True) if state is None)
         stored = [position for position, state in enumerate(states) if state is not None]
         if not stored:
             return
@@ -264,7 +301,7 @@ class Histories:
     def changes(self, customers: Sequence[str]) -> list[CustomerWrite]:
         """What the store lacks of these (distinct) customers: main, changed closed chunks, chunk numbers that left.
 
-        The next call assumes that this one's result was stored; after a failed write, `clear`.
+        The next call assumes that this one's result was stored; after a failed write, begin anew.
         """
         slots = self._of(customers)
         count, bound = (int(x) for x in written_size(self._t, slots))
@@ -287,8 +324,18 @@ class Histories:
                 piece += chunks
                 begin = bounds[-1]
             dropped = tuple(range(first_left, end_left)) if end_left > first_left else ()
-            writes.append(CustomerWrite(customer, main, closed, dropped))
+            writes.append(CustomerWrite(customer, main, closed, dropped, customer in self._new))
+        if self._new:
+            stored = self._new.intersection(customers)
+            self._new -= stored
+            if self._known is not None:
+                self._known.add(stored)
         return writes
+
+    @property
+    def over(self) -> bool:
+        """Whether the bound is exceeded and `evict` would forget somebody."""
+        return self.kept_facts + CUSTOMER_WEIGHT * len(self._slots) > self.max_facts
 
     def evict(self) -> int:
         """Forget the least recently used customers when over the bound, down to 90 % of it; returns how many.
@@ -381,6 +428,7 @@ class Histories:
 
     def _drop(self, customer: str) -> None:
         slot = self._slots.pop(customer)
+        self._new.discard(customer)
         forget(self._t, slot)
         self._names[slot] = None
         self._free.append(slot)

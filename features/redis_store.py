@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.resources import files
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import orjson
 from redis import Redis
@@ -27,17 +27,43 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from features.facts import TOPICS
-from features.store import LAYOUT, MAX_CUSTOMERS, Apply, Claim, CustomerState, Intent, Offsets, check
-from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreUnavailable
+from features.store import (
+    LAYOUT,
+    MAX_CUSTOMERS,
+    MIGRATED,
+    Apply,
+    Claim,
+    CustomerState,
+    CustomerWrite,
+    Intent,
+    Offsets,
+    broken,
+    check,
+    check_size,
+    chunk_missing,
+    damage,
+    digests,
+    fenced,
+    gone,
+    list_damaged,
+    not_rebuilding,
+    rebuilding,
+    unknown_format,
+)
+from proto.errors import ChainBroken, Fenced, InvariantBroken, StoreUnavailable
 
 Answer = TypeVar("Answer")
 Command = tuple[str | bytes | int, ...]
 
+# Answers of the functions (functions.lua).
 DONE: Final = 1
 REPEATED: Final = 0
 FENCED: Final = -1
 BROKEN: Final = -2
 UNKNOWN_FORMAT: Final = -3
+REBUILDING: Final = -4
+LIST_DAMAGED: Final = -5
+TO_MIGRATE: Final = -6
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
@@ -56,6 +82,7 @@ _PASSING_TEXTS: Final = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
 _COUNTER: Final = b"count:"
 _APPLIED: Final = b"applied:"
 _SCAN: Final = 1_000
+_SCANS: Final = 10
 
 
 def library(text: str | None = None) -> tuple[str, str]:
@@ -64,6 +91,15 @@ def library(text: str | None = None) -> tuple[str, str]:
         text = files("features").joinpath("functions.lua").read_text("utf-8")
     version = blake2b(text.encode(), digest_size=8).hexdigest()
     return text.replace("@VERSION@", version), version
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Keys of some customers: to set, main and chunks, and to delete."""
+
+    mains: list[bytes]
+    chunks: list[bytes]
+    dropped: list[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,30 +141,24 @@ class RedisStore:
     # -- the protocol
 
     def claim(self, partition: int, nonce: str) -> Claim:
-        """As in Store. Loads the function library first when the server has none or another version."""
-        meta = self._meta(partition)
-        if self._version_there(meta) != self._version:
-            self.load_functions()
-        answer = self._call("FCALL", "churn_claim", 1, meta, nonce, LAYOUT)
-        if answer and answer[0] == UNKNOWN_FORMAT:
-            raise ChainBroken(
-                f"partition {partition}: state format {answer[1].decode()} is not the one of this version and catalog ({LAYOUT}); "
-                "use the version that wrote it, or rebuild from the input topics in another namespace"
-            )
-        return _claim(partition, answer)
+        """As in Store."""
+        while True:
+            answer = self._call(partition, *self._function("claim", self._own(partition), nonce, LAYOUT, *MIGRATED))
+            if answer[0] == UNKNOWN_FORMAT:
+                raise unknown_format(partition, answer[1].decode())
+            if answer[0] != TO_MIGRATE:
+                return _claim(partition, answer)
+            self._migrate(partition, nonce, answer[1])
 
     def look(self, partition: int) -> Claim:
         """Where the partition stands, without claiming it; the nonce is its owner's, "" when nobody's."""
-        return _claim(partition, self._call("HGETALL", self._meta(partition)))
+        return _claim(partition, self._call(partition, *self._function("look", self._own(partition), read_only=True)))
 
     def intend(self, partition: int, nonce: str, former: Offsets, intent: Intent) -> None:
         """As in Store."""
-        text = orjson.dumps({"to": dict(intent.to), "model": intent.model, "scored_at_ms": intent.scored_at_ms})
         offsets = [part for topic, offset in former.items() for part in (topic, str(offset))]
-        answer = self._call("FCALL", "churn_intend", 1, self._meta(partition), nonce, text, *offsets)
-        refusal = _refusal(answer, partition, former)
-        if refusal is not None:
-            raise refusal
+        answer = self._call(partition, *self._function("intend", self._own(partition)[:2], nonce, _intent_text(intent), *offsets))
+        _accept(_batch_refusal(answer, partition, former))
 
     def load(self, partition: int, customers: Sequence[str]) -> list[CustomerState | None]:
         """As in Store, 1,000 customers a call; each call sees one moment."""
@@ -136,9 +166,8 @@ class RedisStore:
         if not parts:
             return []
         prefixes = (self._prefix(partition, b"c"), self._prefix(partition, b"f"))
-        answers = self._call_all(
-            [("FCALL_RO", "churn_load", 1, self._meta(partition), *prefixes, *(_key(customer) for customer in part)) for part in parts]
-        )
+        meta = self._own(partition)[:1]
+        answers = self._call_all([(partition, self._function("load", meta, *prefixes, *map(_key, part), read_only=True)) for part in parts])
         found = [state for answer in answers for state in _raised(answer)]
         return [_state(partition, customer, state) for customer, state in zip(customers, found, strict=True)]
 
@@ -146,18 +175,76 @@ class RedisStore:
         """As in Store, in one round trip. Every batch is tried; the first refusal is raised after all answers are in."""
         for batch in batches:
             check(batch)
-        answers = self._call_all([self._apply_command(batch) for batch in batches])
+        answers = self._call_all([(batch.partition, self._apply_command(batch)) for batch in batches])
         failures = [answer for answer in answers if isinstance(answer, Exception)]
         if failures:
             raise self._failure(failures[0])
-        refusals = [_refusal(answer, batch.partition, batch.former) for batch, answer in zip(batches, answers, strict=True)]
+        refusals = [_batch_refusal(answer, batch.partition, batch.former) for batch, answer in zip(batches, answers, strict=True)]
         for refusal in refusals:
-            if refusal is not None:
-                raise refusal
+            _accept(refusal)
 
     def release(self, partition: int, nonce: str) -> None:
         """As in Store."""
-        self._call("FCALL", "churn_release", 1, self._meta(partition), nonce)
+        self._call(partition, *self._function("release", self._own(partition)[:1], nonce))
+
+    def begin_rebuild(self, partition: int, nonce: str) -> None:
+        """As in Store."""
+        own = self._own(partition)
+        _accept(_rebuild_refusal(self._call(partition, *self._function("begin_rebuild", own, nonce)), partition))
+        for _ in range(_SCANS):  # a server restarted under a scan may leave keys out: one that finds nothing says that nothing is left
+            found = False
+            for keys in self._scan(partition, self._start(partition)):
+                others = [key for key in keys if key not in own]
+                if others:
+                    found = True
+                    answer = self._call(partition, *self._function("clear", (own[0], *others), nonce))
+                    _accept(_rebuild_refusal(answer, partition))
+            if not found:
+                return
+        raise InvariantBroken(f"partition {partition}: its keys are there again after {_SCANS} removals")
+
+    def restore(self, partition: int, nonce: str, customers: Sequence[CustomerWrite]) -> None:
+        """As in Store."""
+        check_size(partition, customers)
+        keys = self._customer_keys(partition, customers)
+        values = [write.main for write in customers] + [chunk for write in customers for _, chunk in write.chunks]
+        command = self._function(
+            "restore",
+            (*self._own(partition)[:2], *keys.mains, *keys.chunks, *keys.dropped),
+            nonce,
+            str(len(keys.mains)),
+            str(len(keys.chunks)),
+            digests(write.customer for write in customers),
+            *values,
+        )
+        _accept(_rebuild_refusal(self._call(partition, *command), partition))
+
+    def finish_rebuild(
+        self,
+        partition: int,
+        nonce: str,
+        applied: Offsets,
+        model: str,
+        watermark_ms: int,
+        counters: Mapping[str, int],
+        intent: Intent | None = None,
+    ) -> None:
+        """As in Store."""
+        offsets = [part for topic, offset in applied.items() for part in (topic, str(offset))]
+        counts = [part for name, count in counters.items() for part in (_COUNTER + name.encode(), str(count))]
+        command = self._function(
+            "finish_rebuild",
+            self._own(partition)[:2],
+            nonce,
+            "" if intent is None else _intent_text(intent),
+            model,
+            str(watermark_ms),
+            str(len(applied)),
+            str(len(counters)),
+            *offsets,
+            *counts,
+        )
+        _accept(_rebuild_refusal(self._call(partition, *command), partition))
 
     def close(self) -> None:
         """Close the connections."""
@@ -166,14 +253,21 @@ class RedisStore:
     # -- around it
 
     def load_functions(self) -> None:
-        """Put our function library on the server, in place of any other version. Raises StoreUnavailable when the user may not."""
-        self._call("FUNCTION", "LOAD", "REPLACE", self._library)
+        """Put our function library on the server, beside those of other versions. Raises StoreUnavailable when the user may not."""
+        try:
+            self._patiently(self._load_functions)
+        except RedisError as error:
+            raise self._failure(error) from error
 
     def customers(self, partition: int) -> Iterator[str]:
         """Every customer of the partition, in no order; one that comes or goes meanwhile may or may not be among them."""
         prefix = self._prefix(partition, b"c")
-        for key in self._scan(prefix):
-            yield key[len(prefix) :].decode("utf-8", "surrogatepass")
+        seen: set[bytes] = set()  # SCAN may name a key twice
+        for keys in self._scan(partition, prefix):
+            for key in keys:
+                if key not in seen:
+                    seen.add(key)
+                    yield key[len(prefix) :].decode("utf-8", "surrogatepass")
 
     def sizes(self, partition: int, customers: Sequence[str] | None = None) -> list[Size]:
         """Bytes of customers (all of them when not named), for figures: a round trip of several commands per 1,000 customers."""
@@ -183,7 +277,8 @@ class RedisStore:
             part = names[first : first + MAX_CUSTOMERS]
             states = self.load(partition, part)
             keys = [self._keys(partition, name, state) for name, state in zip(part, states, strict=True)]
-            memory = iter(self._call_all([("MEMORY", "USAGE", key, "SAMPLES", 0) for of_one in keys for key in of_one]))
+            asked: list[tuple[int, Command]] = [(partition, ("MEMORY", "USAGE", key, "SAMPLES", 0)) for of_one in keys for key in of_one]
+            memory = iter(self._call_all(asked))
             for name, state, of_one in zip(part, states, keys, strict=True):
                 if state is not None:
                     values = len(state.main) + sum(map(len, state.chunks))
@@ -192,11 +287,16 @@ class RedisStore:
 
     # -- keys
 
-    def _meta(self, partition: int) -> bytes:
-        return f"{self._namespace}:{{{partition}}}:meta".encode()
+    def _own(self, partition: int) -> tuple[bytes, bytes, bytes]:
+        """Keys of the partition itself: meta, list of customers, outbox."""
+        start = self._start(partition)
+        return start + b"meta", start + b"who", start + b"outbox"
+
+    def _start(self, partition: int) -> bytes:
+        return f"{self._namespace}:{{{partition}}}:".encode()
 
     def _prefix(self, partition: int, what: bytes) -> bytes:
-        return f"{self._namespace}:{{{partition}}}:".encode() + what + b":"
+        return self._start(partition) + what + b":"
 
     def _keys(self, partition: int, customer: str, state: CustomerState | None) -> list[bytes]:
         if state is None:
@@ -205,34 +305,38 @@ class RedisStore:
         chunk = self._prefix(partition, b"f") + _key(customer) + b":%d"
         return [self._prefix(partition, b"c") + _key(customer), *(chunk % (first + i) for i in range(len(state.chunks)))]
 
-    def _apply_command(self, batch: Apply) -> Command:
-        mains, facts = self._prefix(batch.partition, b"c"), self._prefix(batch.partition, b"f")
-        keys: list[bytes] = []
-        values: list[bytes] = []
-        dropped: list[bytes] = []
-        for write in batch.customers:
+    def _customer_keys(self, partition: int, customers: Sequence[CustomerWrite]) -> _Keys:
+        prefix, facts = self._prefix(partition, b"c"), self._prefix(partition, b"f")
+        keys = _Keys([], [], [])
+        for write in customers:
             name = _key(write.customer)
-            keys.append(mains + name)
-            values.append(write.main)
+            keys.mains.append(prefix + name)
             if write.chunks:
-                keys += [facts + name + b":%d" % number for number, _ in write.chunks]
-                values += [chunk for _, chunk in write.chunks]
+                keys.chunks.extend([facts + name + b":%d" % number for number, _ in write.chunks])
             if write.dropped:
-                dropped += [facts + name + b":%d" % number for number in write.dropped]
+                keys.dropped.extend([facts + name + b":%d" % number for number in write.dropped])
+        return keys
+
+    def _function(self, name: str, keys: Sequence[bytes], *args: str | bytes, read_only: bool = False) -> Command:
+        return ("FCALL_RO" if read_only else "FCALL", f"churn_{name}_{self._version}", len(keys), *keys, *args)
+
+    def _apply_command(self, batch: Apply) -> Command:
+        customers = batch.customers
+        keys = self._customer_keys(batch.partition, customers)
+        values = [write.main for write in customers] + [chunk for write in customers for _, chunk in write.chunks]
         offsets = [part for topic, former in batch.former.items() for part in (topic, str(former), str(batch.to[topic]))]
         counters = [part for name, count in batch.counters.items() for part in (_COUNTER + name.encode(), str(count))]
-        counts = (str(len(batch.former)), str(len(batch.counters)), str(len(keys)))
-        return (
-            "FCALL",
-            "churn_apply",
-            1 + len(keys) + len(dropped),
-            self._meta(batch.partition),
-            *keys,
-            *dropped,
+        return self._function(
+            "apply",
+            (*self._own(batch.partition), *keys.mains, *keys.chunks, *keys.dropped),
             batch.nonce,
             batch.model,
             str(batch.watermark_ms),
-            *counts,
+            digests(write.customer for write in customers if write.new),
+            batch.outbox,
+            str(len(batch.former)),
+            str(len(batch.counters)),
+            str(len(values)),
             *offsets,
             *counters,
             *values,
@@ -240,26 +344,24 @@ class RedisStore:
 
     # -- the wire
 
-    def _version_there(self, meta: bytes) -> str | None:
-        try:
-            return cast(bytes, self._patiently(lambda: self._client.execute_command("FCALL_RO", "churn_version", 1, meta))).decode()
-        except RedisError as error:
-            if _no_function(error):
-                return None
-            raise self._failure(error) from error
+    def _migrate(self, partition: int, nonce: str, found: bytes) -> None:
+        """Format 1 -> 2: a list of customers, in the order of their digests. Nobody writes meanwhile: the former nonce is gone."""
+        listed = b"".join(sorted(digests([customer]) for customer in self.customers(partition)))
+        answer = self._call(partition, *self._function("migrate", self._own(partition)[:2], nonce, found, LAYOUT, listed))
+        _accept(_rebuild_refusal(answer, partition))
 
-    def _call(self, *command: str | bytes | int) -> Any:
-        return _raised(self._call_all([command])[0])
+    def _call(self, partition: int, *command: str | bytes | int) -> Any:
+        return _raised(self._call_all([(partition, command)])[0])
 
-    def _call_all(self, commands: Sequence[Command]) -> list[Any]:
-        """Answers to all commands; one the server refuses for good comes as an exception in its place.
+    def _call_all(self, commands: Sequence[tuple[int, Command]]) -> list[Any]:
+        """Answers to commands, each about one partition; one the server refuses for good comes as an exception in its place.
 
         Everything is sent again when an answer fails to come, so every command must be safe to repeat: ours are.
         """
 
         def send() -> list[Any]:
             pipeline = self._client.pipeline(transaction=False)
-            for command in commands:
+            for _, command in commands:
                 pipeline.execute_command(*command)
             answers: list[Any] = pipeline.execute(raise_on_error=False)
             for answer in answers:
@@ -273,11 +375,14 @@ class RedisStore:
             except ResponseError as error:
                 if not _no_function(error):
                     raise
-            # The server came back without our library. Whether it still has our state is for the functions to say.
-            self._patiently(lambda: self._client.execute_command("FUNCTION", "LOAD", "REPLACE", self._library))
+            # A new server, or one that came back empty. Whether it still has our state is for the functions to say.
+            self._patiently(self._load_functions)
             return self._patiently(send)
         except RedisError as error:
             raise self._failure(error) from error
+
+    def _load_functions(self) -> None:
+        self._client.execute_command("FUNCTION", "LOAD", "REPLACE", self._library)
 
     def _patiently(self, send: Callable[[], Answer]) -> Answer:
         pause_s = FIRST_PAUSE_S
@@ -291,16 +396,13 @@ class RedisStore:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _scan(self, prefix: bytes) -> Iterator[bytes]:
+    def _scan(self, partition: int, prefix: bytes) -> Iterator[list[bytes]]:
+        """Keys that begin with the prefix, some at a time; one may come twice."""
         cursor = 0
-        seen: set[bytes] = set()  # SCAN may name a key twice
         while True:
-            answer = self._call("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _SCAN)
+            answer = self._call(partition, "SCAN", cursor, "MATCH", prefix + b"*", "COUNT", _SCAN)
             cursor = int(answer[0])
-            for key in answer[1]:
-                if key not in seen:
-                    seen.add(key)
-                    yield key
+            yield answer[1]
             if cursor == 0:
                 return
 
@@ -356,25 +458,56 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, _PASSING) or (isinstance(error, ResponseError) and str(error).startswith(_PASSING_TEXTS))
 
 
-def _refusal(answer: Any, partition: int, former: Offsets) -> Fenced | ChainBroken | None:
+def _batch_refusal(answer: Any, partition: int, former: Offsets) -> Fenced | ChainBroken | None:
     if answer in (DONE, REPEATED):
         return None
-    if answer[0] == FENCED:
-        return Fenced(f"partition {partition} has another owner now")
     if answer[0] == BROKEN:
-        stored = dict(zip(former, map(int, answer[1:]), strict=True))
-        return ChainBroken(f"partition {partition}: this batch follows {dict(former)}, the store holds {stored}")
+        return broken(partition, former, dict(zip(former, map(int, answer[1:]), strict=True)))
+    if answer[0] == REBUILDING:
+        return rebuilding(partition)
+    return _refusal(answer, partition)
+
+
+def _rebuild_refusal(answer: Any, partition: int) -> Fenced | ChainBroken | None:
+    if answer in (DONE, REPEATED):
+        return None
+    if answer[0] == BROKEN:
+        return gone(partition)
+    if answer[0] == REBUILDING:
+        return not_rebuilding(partition)
+    if answer[0] == UNKNOWN_FORMAT:
+        return unknown_format(partition, answer[1].decode())
+    return _refusal(answer, partition)
+
+
+def _refusal(answer: Any, partition: int) -> Fenced | ChainBroken:
+    if answer[0] == FENCED:
+        return fenced(partition)
+    if answer[0] == LIST_DAMAGED:
+        return list_damaged(partition)
     raise InvariantBroken(f"partition {partition}: the store answered {answer!r}")
 
 
-def _claim(partition: int, answer: Sequence[bytes]) -> Claim:
-    fields: Mapping[bytes, bytes] = dict(zip(answer[::2], answer[1::2], strict=True))
+def _accept(refusal: Exception | None) -> None:
+    if refusal is not None:
+        raise refusal
+
+
+def _intent_text(intent: Intent) -> bytes:
+    return orjson.dumps({"to": dict(intent.to), "model": intent.model, "scored_at_ms": intent.scored_at_ms})
+
+
+def _claim(partition: int, answer: Sequence[Any]) -> Claim:
+    pairs, customers, outbox = answer
+    fields: Mapping[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
     applied = {name[len(_APPLIED) :].decode(): int(value) for name, value in fields.items() if name.startswith(_APPLIED)}
     text = fields.get(b"intent")
     intent = None
     if text is not None:
         said = orjson.loads(text)
         intent = Intent(said["to"], said["model"], said["scored_at_ms"])
+    fresh, under_way = not applied, b"rebuilding" in fields
+    counted, outbox_counted = int(fields.get(b"customers", 0)), int(fields.get(b"outbox", 0))
     return Claim(
         partition=partition,
         nonce=fields.get(b"owner", b"").decode(),
@@ -384,6 +517,11 @@ def _claim(partition: int, answer: Sequence[bytes]) -> Claim:
         model=fields.get(b"model", b"").decode(),
         watermark_ms=int(fields.get(b"watermark", -1)),
         counters={name[len(_COUNTER) :].decode(): int(value) for name, value in fields.items() if name.startswith(_COUNTER)},
+        customers=customers,
+        outbox=outbox,
+        fresh=fresh,
+        damaged=damage(fresh, under_way, counted, len(customers), outbox_counted, len(outbox)),
+        rebuilding=under_way,
     )
 
 
@@ -394,5 +532,5 @@ def _state(partition: int, customer: str, answer: Any) -> CustomerState | None:
         return CustomerState(answer, ())
     main, *chunks = answer
     if None in chunks:
-        raise StateDamaged(f"partition {partition}: a closed chunk of customer {customer!r} is missing; rebuild the partition")
+        raise chunk_missing(partition, customer)
     return CustomerState(main, tuple(chunks))

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Final, Protocol
 
 from features.catalog import LAYOUT_HASH
-from proto.errors import InvariantBroken
+from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged
 
 Offsets = Mapping[str, int]
 """Per input topic (name without prefix) the highest offset handled; -1 when none."""
@@ -122,7 +122,7 @@ class Store(Protocol):
     def claim(self, partition: int, nonce: str) -> Claim:
         """Make `nonce` the only writer of the partition and say where it stands; state of a former format is migrated first.
 
-        Raises ChainBroken for an unknown state format, or when another claims the partition while it is migrated.
+        Raises ChainBroken for an unknown state format, Fenced when another claims the partition while it is migrated.
         """
         ...
 
@@ -163,7 +163,7 @@ class Store(Protocol):
         counters: Mapping[str, int],
         intent: Intent | None = None,
     ) -> None:
-        """Say where the rebuilt state stands: this replaces meta's offsets, model, watermark, counters and intent; batches are taken again."""
+        """Take batches again, from here: this replaces the offsets, model, watermark, counters and intent of meta."""
         ...
 
 
@@ -197,5 +197,59 @@ def check(batch: Apply) -> None:
         raise InvariantBroken(f"partition {batch.partition}: a batch from {dict(batch.former)} to {dict(batch.to)} goes back")
     if batch.former == batch.to:
         raise InvariantBroken(f"partition {batch.partition}: a batch that ends where it began, {dict(batch.to)}")
-    if len(batch.customers) > MAX_CUSTOMERS:
-        raise InvariantBroken(f"partition {batch.partition}: {len(batch.customers)} customers in one batch, at most {MAX_CUSTOMERS}")
+    check_size(batch.partition, batch.customers)
+
+
+def check_size(partition: int, customers: Sequence[CustomerWrite]) -> None:
+    """Raises InvariantBroken for more customers than one call takes."""
+    if len(customers) > MAX_CUSTOMERS:
+        raise InvariantBroken(f"partition {partition}: {len(customers)} customers in one batch, at most {MAX_CUSTOMERS}")
+
+
+# -- refusals, in the words of every store
+
+
+def fenced(partition: int) -> Fenced:
+    """Another nonce owns the partition."""
+    return Fenced(f"partition {partition} has another owner now")
+
+
+def broken(partition: int, former: Offsets, stored: Offsets) -> ChainBroken:
+    """A batch that follows other offsets than the stored ones."""
+    return ChainBroken(f"partition {partition}: this batch follows {dict(former)}, the store holds {dict(stored)}")
+
+
+def unknown_format(partition: int, found: str) -> ChainBroken:
+    """State written by another version, or under another catalog."""
+    version, _, catalog = found.partition("/")
+    newer = version.isdigit() and int(version) > PARTITION_FORMAT
+    why = "was written by a newer version" if newer else f"is under another catalog ({catalog})" if LAYOUT.startswith(f"{version}/") else ""
+    return ChainBroken(
+        f"partition {partition}: state format {found} {why or 'is of a version that is not migrated'}; this version reads {LAYOUT}: "
+        "use the version that wrote it, or rebuild from the input topics in another namespace"
+    )
+
+
+def gone(partition: int) -> ChainBroken:
+    """A rebuild goes on, but the partition's meta is not there any more."""
+    return ChainBroken(f"partition {partition}: nothing of it is stored any more; claim it again")
+
+
+def rebuilding(partition: int) -> ChainBroken:
+    """A batch came while the partition is rebuilt."""
+    return ChainBroken(f"partition {partition} is being rebuilt: it takes no batch before that is finished")
+
+
+def not_rebuilding(partition: int) -> ChainBroken:
+    """A customer to restore, or the end of a rebuild, and none was begun."""
+    return ChainBroken(f"partition {partition} is not being rebuilt")
+
+
+def list_damaged(partition: int) -> StateDamaged:
+    """The list of known customers is shorter or longer than meta counts."""
+    return StateDamaged(f"partition {partition}: its list of customers is not whole; rebuild the partition")
+
+
+def chunk_missing(partition: int, customer: str) -> StateDamaged:
+    """A closed chunk that `main` counts is not stored."""
+    return StateDamaged(f"partition {partition}: a closed chunk of customer {customer!r} is missing; rebuild the partition")

@@ -76,6 +76,9 @@ class DeadLetter(_Record):
     reason: str = Field(description="Lower-case reason code.", json_schema_extra={"enum": [r.name.lower() for r in DeadLetterReason if r]})
     detail: str
     source: Source
+    cut: dict[str, Offset] | None = Field(
+        None, description="Per input topic the highest offset handled up to and including this record; -1 = none. Version 0.1.0 wrote none."
+    )
     append_time: int = Field(description="When the broker wrote the record, epoch ms.")
     key: str | None = Field(description="Original key, base64; null = none.")
     value: str | None = Field(description="Original value, base64; null = none.")

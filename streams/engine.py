@@ -44,8 +44,8 @@ CRASH_PLACES: Final = (
     "on_stop",  # asked to stop, the last batch is applied
 )
 
-# What became of a record, beyond the kernel's outcomes.
-_REJECTED: Final = 7
+REJECTED: Final = 7
+"""What became of a record that was no fact, beyond the kernel's outcomes (features.history.Outcome)."""
 
 
 class Models(Protocol):
@@ -85,6 +85,19 @@ class Result:
     applied: Mapping[int, Offsets]
     fenced: Sequence[int]
     counters: Mapping[str, int]
+
+
+def tally(outcomes: Sequence[int]) -> dict[str, int]:
+    """The counters of a batch from how often each outcome occurred in it; outcomes[i] belongs to code i."""
+    dead_letters = outcomes[Outcome.TOO_LATE] + outcomes[Outcome.AMOUNT_RANGE] + outcomes[REJECTED]
+    return {
+        "events": sum(outcomes),
+        "scores": outcomes[Outcome.SCORED],
+        "dead_letters": dead_letters,
+        "duplicates": outcomes[Outcome.DUPLICATE] + outcomes[Outcome.DUPLICATE_CONFLICT],
+        "duplicate_conflicts": outcomes[Outcome.DUPLICATE_CONFLICT],
+        "profile_facts": outcomes[Outcome.PROFILE],
+    }
 
 
 @dataclass(slots=True)
@@ -165,7 +178,7 @@ class Engine:
             intent=claim.intent,
             watermark_ms=claim.watermark_ms,
             counters={name: claim.counters.get(name, 0) for name in COUNTERS},
-            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1))),
+            histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1)), known=claim.customers),
         )
         self._share_memory()
 
@@ -274,7 +287,7 @@ class Engine:
             former_band = histories.note_scores(scored_customers, probability, band, step.at[rows])
         with part("reasons"):
             reasons = model.reasons(step.vectors, band, former_band, self._settings.reasons_top)
-        outcome = np.full(len(batch), _REJECTED, np.uint8)
+        outcome = np.full(len(batch), REJECTED, np.uint8)
         outcome[accepted] = step.outcome
         with part("encode"):
             source_rows = rows if picks is None else picks[rows]
@@ -303,15 +316,16 @@ class Engine:
         reasons = batch.reason.copy()
         reasons[outcome == Outcome.TOO_LATE] = Reason.TOO_LATE
         reasons[outcome == Outcome.AMOUNT_RANGE] = Reason.AMOUNT_RANGE
+        rows = np.flatnonzero(reasons)
         letters = []
-        for i in np.flatnonzero(reasons).tolist():
+        for i, cut in zip(rows.tolist(), batch.cuts()[rows].tolist() if len(rows) else (), strict=True):
             reason = Reason(int(reasons[i]))
             self._metrics.dead_letters.labels(reason.name.lower()).inc()
-            letters.append(dead_letter_record(batch, i, reason))
+            letters.append(dead_letter_record(batch, i, reason, cut))
         return letters
 
     def _count(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> dict[str, int]:
-        by_topic = np.zeros((len(TOPICS), _REJECTED + 1), np.int64)
+        by_topic = np.zeros((len(TOPICS), REJECTED + 1), np.int64)
         np.add.at(by_topic, (batch.topic, outcome), 1)
         for topic, counts in zip(TOPICS, by_topic.tolist(), strict=True):
             ends = {
@@ -319,20 +333,12 @@ class Engine:
                 "profile_fact": counts[Outcome.PROFILE],
                 "duplicate": counts[Outcome.DUPLICATE],
                 "duplicate_conflict": counts[Outcome.DUPLICATE_CONFLICT],
-                "dead_letter": counts[Outcome.TOO_LATE] + counts[Outcome.AMOUNT_RANGE] + counts[_REJECTED],
+                "dead_letter": counts[Outcome.TOO_LATE] + counts[Outcome.AMOUNT_RANGE] + counts[REJECTED],
             }
             for name, count in ends.items():
                 if count:
                     self._metrics.events[topic, name].inc(count)
-        total = by_topic.sum(axis=0).tolist()
-        return {
-            "events": len(batch),
-            "scores": total[Outcome.SCORED],
-            "dead_letters": total[Outcome.TOO_LATE] + total[Outcome.AMOUNT_RANGE] + total[_REJECTED],
-            "duplicates": total[Outcome.DUPLICATE] + total[Outcome.DUPLICATE_CONFLICT],
-            "duplicate_conflicts": total[Outcome.DUPLICATE_CONFLICT],
-            "profile_facts": total[Outcome.PROFILE],
-        }
+        return tally(by_topic.sum(axis=0).tolist())
 
     def _apply(self, works: Sequence[_Work], fenced: list[int]) -> dict[int, Offsets]:
         applied: dict[int, Offsets] = {}

@@ -87,7 +87,8 @@ class KafkaLog:
                         raise DependencyUnreachable(f"Kafka: nothing read from {topic}[{partition}] within {self._timeout_s:g} s")
                     continue
                 piece: list[RawMessage] = []
-                for message in (first, *consumer.consume(FETCH - 1, 0)):
+                messages: list[Any] = [first, *consumer.consume(FETCH - 1, 0)]
+                for message in messages:
                     error = message.error()
                     if error is not None:
                         if error.code() == KafkaError._PARTITION_EOF:
@@ -96,7 +97,7 @@ class KafkaLog:
                         self._failed(error, topic, partition, start)
                         continue
                     heard = time.monotonic()
-                    offset: Any = message.offset()  # never None of a record
+                    offset: int = message.offset()
                     if offset < stop:
                         piece.append(message)
                     if offset >= stop - 1:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from features.facts import NONE, OFFSET, TIME, TOPICS
+from features.facts import NONE, OFFSET, PROFILE, TIME, TOPICS
 from features.store import Claim
 from proto.errors import ChainBroken
 
@@ -162,6 +162,36 @@ class Batch:
         offsets: IntArray = self.facts[:, OFFSET]
         return offsets
 
+    def part(self, first: int, end: int) -> Batch:
+        """Records [first, end) as a batch of their own; `end` = n takes the offsets up to where this batch ends."""
+        cuts = self.cuts()
+        former = self.former if first == 0 else dict(zip(TOPICS, cuts[first - 1].tolist(), strict=True))
+        to = self.to if end == len(self) else dict(zip(TOPICS, cuts[end - 1].tolist(), strict=True))
+        return replace(self.pick(np.arange(first, end)), former=former, to=to)
+
+    def pick(self, rows: npt.NDArray[np.intp]) -> Batch:
+        """These records in this order, between the same offsets."""
+        picks = rows.tolist()
+        return replace(
+            self,
+            facts=self.facts[rows],
+            topic=self.topic[rows],
+            append_ms=self.append_ms[rows],
+            reason=self.reason[rows],
+            customer=[self.customer[i] for i in picks],
+            event_id=[self.event_id[i] for i in picks],
+            detail={k: self.detail[i] for k, i in enumerate(picks) if i in self.detail} if self.detail else {},
+            messages=[self.messages[i] for i in picks],
+        )
+
+    def keys(self, floor_ms: int) -> IntArray:
+        """The merge key of each record, for a batch that holds the records of each topic in offset order."""
+        keys = np.empty(len(self), np.int64)
+        for index in range(len(TOPICS)):
+            these = np.flatnonzero(self.topic == index)
+            keys[these] = merge_keys(self.facts[these, TIME], self.reason[these] == 0, floor_ms)
+        return keys
+
     def cuts(self) -> IntArray:
         """Per record and topic the highest offset handled up to and including it, -1 when none; shape (n, topics)."""
         cut = np.empty((len(self), len(TOPICS)), np.int64)
@@ -213,24 +243,33 @@ class Merge:
         """Whether reading more would not make the next batches of up to `events` records any better."""
         return all(buffer.count >= events or not buffer.open for buffer in self.buffers)
 
-    def take(self, max_events: int, max_customers: int = MAX_CUSTOMERS) -> Batch | None:
-        """The next batch, removed from the buffers; None when there is nothing that may go yet.
+    def force(self, to: Offsets, plan: IntArray | None) -> None:
+        """The next batch is what lies up to these offsets, in the order of the plan when there is one."""
+        self.forced, self.plan = to, plan
+
+    def take(self, max_events: int, max_customers: int = MAX_CUSTOMERS, until: Offsets | None = None) -> Batch | None:
+        """The next batch, removed from the buffers; None when there is nothing that may go yet. Nothing beyond `until` is taken.
 
         Raises ChainBroken when the records of an open intent are no longer all there.
         """
         if self.forced is not None:
             return self._take_forced(self.forced)
-        windows = [list(buffer.first(max_events)) for buffer in self.buffers]
+        if until is None:
+            windows = [list(buffer.first(max_events)) for buffer in self.buffers]
+            more = [buffer.open or buffer.count > _count(window) for buffer, window in zip(self.buffers, windows, strict=True)]
+        else:
+            lasts = [until[TOPICS[buffer.topic]] for buffer in self.buffers]
+            windows = [list(_until(buffer, last, max_events)) for buffer, last in zip(self.buffers, lasts, strict=True)]
+            more = [
+                (buffer.open and buffer.position <= last) or _count(window) == max_events
+                for buffer, last, window in zip(self.buffers, lasts, windows, strict=True)
+            ]
         if not any(windows):
             return None
         columns = _Columns.of(self.buffers, windows, self.watermark_ms)
         # The next record of a topic that has more sorts behind that topic's last known one: whatever sorts before it is final.
         bound = min(
-            (
-                (columns.last_key(buffer.topic), buffer.topic)
-                for buffer, count in zip(self.buffers, columns.counts, strict=True)
-                if buffer.open or buffer.count > count
-            ),
+            ((columns.last_key(buffer.topic), buffer.topic) for buffer, some in zip(self.buffers, more, strict=True) if some),
             default=None,
         )
         ranks = order(columns.key, columns.topic, columns.facts[:, OFFSET])
@@ -244,7 +283,7 @@ class Merge:
     def _take_forced(self, to: Offsets) -> Batch | None:
         if any(buffer.position <= to[TOPICS[buffer.topic]] for buffer in self.buffers):
             return None
-        windows = [list(_until(buffer, to[TOPICS[buffer.topic]])) for buffer in self.buffers]
+        windows = [list(_until(buffer, to[TOPICS[buffer.topic]], buffer.count)) for buffer in self.buffers]
         if not any(windows):
             raise ChainBroken(
                 f"partition {self.partition}: the records of an open batch (offsets {dict(self.applied)} to {dict(to)}) are gone"
@@ -255,7 +294,9 @@ class Merge:
             ranks = order(columns.key, columns.topic, offset)
         else:
             place, emitted = placed(self.plan, columns.topic, offset)
-            ranks = np.lexsort((offset, columns.topic, columns.key, emitted, place))
+            # What lies before a planned record had no output: repetitions, which change nothing, and profiles, which could take away
+            # what they repeat. Repetitions first, then, whatever the order was.
+            ranks = np.lexsort((offset, columns.topic, columns.key, columns.topic == PROFILE >> 3, emitted, place))
         self.forced = self.plan = None
         # Compaction may have removed the very last record meanwhile; the batch still ends where the intent says.
         return self._batch(columns, ranks, recovered=True, to=to)
@@ -294,8 +335,13 @@ class Merge:
         )
 
 
-def _until(buffer: Buffer, last: int) -> Iterator[tuple[Slice, int, int]]:
-    for piece, start, stop in buffer.first(buffer.count):
+def _count(window: Sequence[tuple[Slice, int, int]]) -> int:
+    return sum(stop - start for _, start, stop in window)
+
+
+def _until(buffer: Buffer, last: int, limit: int) -> Iterator[tuple[Slice, int, int]]:
+    """The first `limit` waiting records with offset <= last."""
+    for piece, start, stop in buffer.first(limit):
         inside = int(np.searchsorted(piece.records.offset[start:stop], last, side="right"))
         if inside:
             yield piece, start, start + inside

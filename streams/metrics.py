@@ -53,6 +53,16 @@ class Metrics:
         self.fallbacks = Counter("churn_fallback_scores", "Scores made without a model.", registry=self.registry)
         self.fenced = Counter("churn_batches_fenced", "Batches refused because another worker owns the partition.", registry=self.registry)
         self.resent = Counter("churn_batches_resent", "Items sent again because Faust cleared its queue.", registry=self.registry)
+        self.restored = Counter(
+            "churn_restored_records", "Records handled again to restore state, by way.", ["way"], registry=self.registry
+        )
+        self.restore_differences = Counter(
+            "churn_restore_differences",
+            "What restored state and outputs disagree on: vector, score_missing, letter_missing, cut.",
+            ["what"],
+            registry=self.registry,
+        )
+        self.rebuilding = Gauge("churn_rebuilding", "1 while the state of a partition is rebuilt.", ["partition"], registry=self.registry)
         self.rejected_models = Counter("churn_models_rejected", "Artifacts that failed a gate.", registry=self.registry)
 
     def model_in_force(self, version: str, digest: str) -> None:

@@ -2,22 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from features.store import Claim, Store
-from streams.codec import Decoder
+import numpy as np
+import numpy.typing as npt
+
+from features.facts import OFFSET, PROFILE, TOPICS
+from features.history import Histories, Outcome
+from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
+from proto.errors import InvariantBroken
+from streams.codec import Decoder, RawMessage
+from streams.emitted import MARGIN, Emitted, Outputs, together
+from streams.engine import REJECTED, tally
 from streams.log import Log
+from streams.merge import Batch, Merge, Slice, placed, watermark
+from streams.metrics import Metrics, Parts
+from streams.scores import vector_hashes
+
+log = logging.getLogger(__name__)
+
+IntArray = npt.NDArray[np.int64]
+
+GAP: Final = 2_000
+"""Records without outputs between two with one; a longer stretch is handled on its own, in pieces."""
+SPAN: Final = 8_000
+"""Offsets one planned piece covers at most, unless a single record does."""
+STREAMED: Final = 4_000
+"""Records of one piece of a long stretch."""
+PROFILES: Final = PROFILE >> 3
+_LETTERS: Final = (Outcome.TOO_LATE, Outcome.AMOUNT_RANGE, REJECTED)
+_SAY_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreSettings:
-    """Full topic names; `inputs` in topic-index order."""
+    """Full topic names, `inputs` in topic-index order. max_facts bounds the facts in memory; largest_batch: records of one batch.
+
+    incomplete: rebuild even when records are gone that no snapshot holds.
+    """
 
     inputs: Sequence[str]
     scores: str
     dead_letters: str
     alerts: str
+    max_facts: int = 2_000_000
+    largest_batch: int = 4_000
+    incomplete: bool = False
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a partition stands."""
+
+    applied: dict[str, int]
+    model: str
+    watermark_ms: int
+    counters: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -31,6 +75,8 @@ class Restorer:
     store: Store
     log: Log
     decoder: Decoder
+    metrics: Metrics = field(default_factory=Metrics)
+    parts: Parts = field(default_factory=Parts)
 
     def restore(self, claim: Claim) -> Claim:
         """The claim as work has to go on from it: whole state, `applied` not before anything that is complete in the outputs.
@@ -39,4 +85,418 @@ class Restorer:
         to the engine (`Engine.restored`). Raises Fenced, StoreUnavailable, DependencyUnreachable, and InvariantBroken when the
         state cannot be rebuilt from what is there.
         """
-        return claim
+        s = self.settings
+        outputs = Outputs(self.log, s.scores, s.dead_letters, claim.partition, margin=max(MARGIN, s.largest_batch))
+        with self.parts.part("look"):
+            outputs.look()
+        why = self._lost(claim, outputs)
+        if why:
+            claim = self._rebuild(claim, outputs, why)
+        newest = outputs.newest()
+        if newest is None or _covers(claim.applied, newest):
+            return claim
+        if claim.intent is not None and _covers(claim.intent.to, newest):
+            return claim  # a crash in mid-batch: the open batch is repeated
+        return self._adopt(claim, outputs)
+
+    # -- what to do
+
+    def _lost(self, claim: Claim, outputs: Outputs) -> str:
+        """Why the state has to be rebuilt, "" when it is whole."""
+        if claim.rebuilding:
+            return "a rebuild was begun and not finished"
+        if claim.damaged:
+            return claim.damaged
+        if claim.fresh and outputs.ever:
+            return "the store is empty, but scores were emitted"
+        return ""
+
+    # -- rebuilding
+
+    def _rebuild(self, claim: Claim, outputs: Outputs, why: str) -> Claim:
+        partition, nonce = claim.partition, claim.nonce
+        log.warning("partition %d: its state is rebuilt: %s", partition, why)
+        self.metrics.rebuilding.labels(str(partition)).set(1)
+        base = Position(dict.fromkeys(TOPICS, -1), "", -1, {})
+        self.store.begin_rebuild(partition, nonce)
+        histories = Histories(max_facts=self.settings.max_facts)
+        stored: set[str] = set()
+
+        def load(customers: Sequence[str]) -> list[CustomerState | None]:
+            there = [customer for customer in customers if customer in stored]
+            found = dict(zip(there, self.store.load(partition, there), strict=True)) if there else {}
+            return [found.get(customer) for customer in customers]
+
+        replay = _Replay(self, partition, base, histories, load, outputs, whole=outputs.complete)
+        # The outputs of the last batch may be incomplete: it is adopted record by record once the state is stored.
+        end = outputs.newest_key - 2 * self.settings.largest_batch
+        dirty: dict[str, None] = {}
+
+        def write(customers: Sequence[str]) -> None:
+            with self.parts.part("store"):
+                for first in range(0, len(customers), MAX_CUSTOMERS):
+                    writes: list[CustomerWrite] = histories.changes(customers[first : first + MAX_CUSTOMERS])
+                    self.store.restore(partition, nonce, writes)
+            stored.update(customers)
+
+        began = said = time.monotonic()
+        handled = 0
+        for piece in outputs.after(base.applied):
+            kept = piece.pick(piece.key <= end)
+            for batch, block in replay.batches(kept):
+                done = replay.handle(batch, block)
+                replay.move(batch, done, block)
+                dirty.update(dict.fromkeys(done.customers))
+                handled += len(batch)
+                if histories.over:
+                    write(list(dirty))
+                    dirty.clear()
+                    histories.evict()
+            if time.monotonic() - said > _SAY_S:
+                said = time.monotonic()
+                log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
+            if len(kept) < len(piece):
+                break
+        write(list(dirty))
+        position = replay.position
+        self.store.finish_rebuild(partition, nonce, position.applied, position.model, position.watermark_ms, position.counters)
+        self.metrics.rebuilding.labels(str(partition)).set(0)
+        self.metrics.restored.labels("rebuilt").inc(handled)
+        log.warning("partition %d: rebuilt from %d records in %.1f s", partition, handled, time.monotonic() - began)
+        return self.store.claim(partition, nonce)
+
+    # -- adopting
+
+    def _adopt(self, claim: Claim, outputs: Outputs) -> Claim:
+        """Take over what was emitted beyond the applied offsets; what its batch still lacks of outputs is left as a plan."""
+        partition, nonce = claim.partition, claim.nonce
+        log.warning("partition %d: outputs beyond the stored offsets %s are adopted", partition, dict(claim.applied))
+        position = Position(dict(claim.applied), claim.model, claim.watermark_ms, dict(claim.counters))
+        histories = Histories(max_facts=self.settings.max_facts)
+        replay = _Replay(self, partition, position, histories, lambda names: self.store.load(partition, names), outputs, whole=True)
+        replay.expected = (
+            outputs.last_key(letters=False),
+            outputs.last_key(letters=True),
+            outputs.newest_key - 2 * self.settings.largest_batch,
+        )
+        left: list[Emitted] = []
+        for piece in outputs.after(claim.applied):
+            if left:
+                left.append(piece)
+                continue
+            for batch, block in replay.batches(piece):
+                if not self._adopt_batch(replay, batch, block, nonce):
+                    left.append(piece)
+                    break
+        self.metrics.restore_differences.labels("cut").inc(outputs.conflicts)
+        claim = self.store.claim(partition, nonce)
+        return self._planned(claim, together(left)) if left else claim
+
+    def _adopt_batch(self, replay: _Replay, batch: Batch, block: Emitted | None, nonce: str) -> bool:
+        """Apply a batch in parts of few enough customers; whether all its outputs are there, else only what comes before."""
+        if replay.at_the_end(batch):
+            batch = _ordered(replay, batch, block)
+        for part in _parts(batch):
+            done = replay.handle(part, block)
+            if done.missing is not None:
+                # Nothing of this part is stored yet: forgotten and loaded again, it is as if it had never been handled.
+                replay.histories.forget(done.customers)
+                if done.missing:
+                    before = part.part(0, done.missing)
+                    self._apply(replay, before, block, replay.handle(before, block), nonce)
+                return False
+            self._apply(replay, part, block, done, nonce)
+        return True
+
+    def _apply(self, replay: _Replay, batch: Batch, block: Emitted | None, done: _Handled, nonce: str) -> None:
+        former = dict(replay.position.applied)
+        replay.move(batch, done, block)
+        position = replay.position
+        with self.parts.part("store"):
+            self.store.apply(
+                [
+                    Apply(
+                        partition=batch.partition,
+                        nonce=nonce,
+                        former=former,
+                        to=position.applied,
+                        model=position.model,
+                        watermark_ms=position.watermark_ms,
+                        counters=done.counters,
+                        customers=replay.histories.changes(done.customers),
+                    )
+                ]
+            )
+        replay.histories.evict()
+        self.metrics.restored.labels("adopted").inc(len(batch))
+
+    def _planned(self, claim: Claim, left: Emitted) -> Claim:
+        """The claim with what is left to do again: as the batch that it was, with its model and clock where a score tells them."""
+        applied = np.array([claim.applied[name] for name in TOPICS], np.int64)
+        left = left.pick(left.offset > applied[left.plan[:, -1]])
+        scores = np.flatnonzero(~left.letter)
+        intent = None
+        if len(scores):
+            first = scores[0]
+            others = (left.model[scores] != left.model[first]) | (left.scored_at[scores] != left.scored_at[first])
+            if others.any():
+                # One batch has one clock and one model. What follows it will be emitted a second time, and the first wins.
+                end = int(scores[np.argmax(others)])
+                log.error("partition %d: outputs are missing before the last batch; %d are made again", claim.partition, len(left) - end)
+                left = left.pick(slice(0, end))
+            intent = Intent(left.cut(-1), str(left.model[first]), int(left.scored_at[first]))
+        log.warning("partition %d: the last batch lacks outputs; %d records of it are handled again", claim.partition, len(left))
+        return replace(claim, plan=tuple(map(tuple, left.plan.tolist())), intent=intent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Handled:
+    """What handling a batch again gave.
+
+    missing: the first record whose output is not there, though it belongs to the last batch. unexplained: others without the
+    output they should have, by what is missing; apart: rows of the block whose vector is not the emitted one.
+    """
+
+    customers: list[str]
+    counters: dict[str, int]
+    model: str | None
+    missing: int | None
+    unexplained: Mapping[str, int]
+    apart: Sequence[int]
+
+
+@dataclass(slots=True)
+class _Replay:
+    """The inputs of a partition from a position on, handled in the order of its outputs.
+
+    expected: places in the order of the newest score and the newest dead letter, and the place from which an output behind
+    these counts as missing; None where none can be.
+    """
+
+    restorer: Restorer
+    partition: int
+    position: Position
+    histories: Histories
+    load: Callable[[Sequence[str]], list[CustomerState | None]]
+    outputs: Outputs
+    whole: bool  # every output from the position on is still there
+    expected: tuple[float, float, float] | None = None
+    merge: Merge = field(init=False)
+    _readers: list[Iterator[list[RawMessage]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.merge = Merge(self.partition, "", dict(self.position.applied), self.position.watermark_ms)
+        source = self.restorer.log
+        for buffer, topic in zip(self.merge.buffers, self.restorer.settings.inputs, strict=True):
+            low, high = source.ends(topic, self.partition)
+            start = max(low, self.position.applied[TOPICS[buffer.topic]] + 1)
+            buffer.reach(start, high)
+            self._readers.append(source.read(topic, self.partition, start, high))
+
+    def at_the_end(self, batch: Batch) -> bool:
+        """Whether outputs of the batch may be missing."""
+        return self.expected is not None and sum(batch.to.values()) > self.expected[2]
+
+    def batches(self, emitted: Emitted) -> Iterator[tuple[Batch, Emitted | None]]:
+        """The records up to the last of the emitted ones, in batches; with the emitted records each batch is ordered by."""
+        keys = emitted.key
+        before = sum(self.position.applied.values())
+        first = 0
+        while first < len(emitted):
+            if keys[first] - before > GAP:
+                yield from self._stretch(emitted, first)
+            end = max(first + 1, int(np.searchsorted(keys, before + SPAN, side="right")))
+            wide = np.flatnonzero(np.diff(keys[first:end]) > GAP)
+            if len(wide):
+                end = first + 1 + int(wide[0])
+            block = emitted.pick(slice(first, end))
+            to = block.cut(-1)
+            self._feed(to, None)
+            self.merge.force(to, block.plan)
+            batch = self.merge.take(0)
+            assert batch is not None
+            yield batch, block
+            before = int(keys[end - 1])
+            first = end
+
+    def _stretch(self, emitted: Emitted, row: int) -> Iterator[tuple[Batch, None]]:
+        """The many records before an emitted one.
+
+        None of them has an output, so they are repetitions and profiles. Repetitions change nothing and come first: a profile could
+        take away what they repeat. Where outputs were deleted by retention the order is that of the merge.
+        """
+        to = emitted.cut(row)
+        source = TOPICS[emitted.plan[row, -1]]
+        to[source] -= 1
+        if self.whole:
+            yield from self._stream({**to, TOPICS[PROFILES]: self.merge.applied[TOPICS[PROFILES]]})
+        yield from self._stream(to)
+
+    def _stream(self, to: Offsets) -> Iterator[tuple[Batch, None]]:
+        while True:
+            self._feed(to, STREAMED)
+            batch = self.merge.take(STREAMED, until=to)
+            if batch is None:
+                return
+            yield batch, None
+
+    def _feed(self, to: Offsets, enough: int | None) -> None:
+        """Read on until everything up to `to` waits, or `enough` records of each topic."""
+        inputs = self.restorer.settings.inputs
+        for buffer, reader in zip(self.merge.buffers, self._readers, strict=True):
+            last = to[TOPICS[buffer.topic]]
+            if last >= buffer.end:
+                raise InvariantBroken(
+                    f"{inputs[buffer.topic]}[{self.partition}]: outputs speak of offset {last}, but the topic ends at {buffer.end}: "
+                    "it was recreated or truncated; outputs of another life of a topic cannot be continued"
+                )
+            while buffer.position <= last and (enough is None or buffer.count < enough):
+                with self.restorer.parts.part("consume"):
+                    messages = next(reader, None)
+                if messages is None:
+                    buffer.reach(buffer.end)
+                    break
+                with self.restorer.parts.part("decode"):
+                    buffer.add(Slice(self.restorer.decoder.decode(buffer.topic, self.partition, messages), messages))
+
+    def handle(self, batch: Batch, block: Emitted | None) -> _Handled:
+        """Take the records of a batch into the histories, with the scores that were emitted for them."""
+        part = self.restorer.parts.part
+        n = len(batch)
+        offset = batch.facts[:, OFFSET]
+        rejected = batch.reason != 0
+        place, emitted = np.zeros(n, np.int64), np.zeros(n, np.bool_)
+        lettered = np.zeros(n, np.bool_)
+        if block is not None:
+            with part("order"):
+                place, emitted = placed(block.plan, batch.topic, offset)
+                place = np.minimum(place, len(block) - 1)
+                lettered = emitted & block.letter[place]
+        if self.outputs.unplaced:
+            places = zip(batch.topic.tolist(), offset.tolist(), strict=True)
+            lettered |= np.fromiter((one in self.outputs.unplaced for one in places), np.bool_, n)
+        # A record with a dead letter has no effect, and neither has one that is no fact.
+        ignore = rejected | lettered
+        picks = np.flatnonzero(~ignore) if ignore.any() else None
+        customers = batch.customer if picks is None else [batch.customer[i] for i in picks.tolist()]
+        histories = self.histories
+        with part("load"):
+            missing = histories.missing(customers)
+            if missing:
+                histories.load(missing, self.load(missing))
+        with part("kernel"):
+            step = histories.step(customers, batch.facts if picks is None else batch.facts[picks])
+        outcome = np.full(n, REJECTED, np.uint8)
+        if picks is None:
+            outcome[:] = step.outcome
+        else:
+            outcome[picks] = step.outcome
+        rows = step.rows if picks is None else picks[step.rows]
+        model, apart = None, []
+        if block is not None:
+            told = emitted[rows]
+            if not told.all():
+                rows, scored = rows[told], step.rows[told]
+                vectors = step.vectors[told]
+            else:
+                scored, vectors = step.rows, step.vectors
+            if len(rows):
+                there = place[rows]
+                names = customers if len(rows) == len(customers) else [customers[i] for i in scored.tolist()]
+                with part("scores"):
+                    histories.note_scores(names, block.probability[there], block.band[there], block.at[there])
+                model = str(block.model[there[-1]])
+                with part("compare"):
+                    apart = _apart(vectors, step.at[scored], block, there)
+        missing, unexplained = self._missing(batch, outcome, emitted, lettered)
+        counters = tally(np.bincount(outcome, minlength=REJECTED + 1).tolist())
+        return _Handled(list(dict.fromkeys(customers)), counters, model, missing, unexplained, apart)
+
+    def _missing(
+        self, batch: Batch, outcome: npt.NDArray[np.uint8], emitted: npt.NDArray[np.bool_], lettered: npt.NDArray[np.bool_]
+    ) -> tuple[int | None, dict[str, int]]:
+        """The first record whose score or dead letter the last batch still owes, and how many others lack theirs."""
+        no_score = (outcome == Outcome.SCORED) & ~emitted
+        no_letter = np.isin(outcome, _LETTERS) & ~lettered
+        lacking = no_score | no_letter
+        if not lacking.any():
+            return None, {}
+        lost = np.zeros(len(batch), np.bool_)
+        if self.expected is not None:
+            last_score, last_letter, zone = self.expected
+            keys = batch.cuts().sum(axis=1)
+            lost = lacking & (keys > zone) & np.where(no_score, keys > last_score, keys > last_letter)
+        others = {"score_missing": no_score & ~lost, "letter_missing": no_letter & ~lost}
+        unexplained = {what: int(np.count_nonzero(rows)) for what, rows in others.items() if rows.any()}
+        return int(np.argmax(lost)) if lost.any() else None, unexplained
+
+    def move(self, batch: Batch, done: _Handled, block: Emitted | None) -> None:
+        """The batch is part of the state now; what restored state and outputs disagree on is said."""
+        differences = self.restorer.metrics.restore_differences
+        for what, count in done.unexplained.items():
+            log.error("partition %d: %d records up to %s without the output they should have: %s", self.partition, count, batch.to, what)
+            differences.labels(what).inc(count)
+        if done.apart and block is not None:
+            log.error(
+                "partition %d: %d vectors are not the emitted ones, the first that of %s offset %d; what was emitted stays in force",
+                self.partition,
+                len(done.apart),
+                TOPICS[block.plan[done.apart[0], -1]],
+                block.offset[done.apart[0]],
+            )
+            differences.labels("vector").inc(len(done.apart))
+        position = self.position
+        counters = dict(position.counters)
+        for name, count in done.counters.items():
+            counters[name] = counters.get(name, 0) + count
+        self.position = Position(
+            applied=dict(batch.to),
+            model=position.model if done.model is None else done.model,
+            watermark_ms=watermark(position.watermark_ms, batch.facts, batch.reason),
+            counters=counters,
+        )
+
+
+def _apart(vectors: npt.NDArray[np.float32], at: IntArray, block: Emitted, there: IntArray) -> list[int]:
+    """Rows of the block, among `there`, whose vector or instant is not what was found."""
+    found, expected = vector_hashes(vectors), block.vector_hash[there].tolist()
+    if found == expected and np.array_equal(at, block.at[there]):
+        return []
+    pairs = zip(found, expected, at.tolist(), block.at[there].tolist(), there.tolist(), strict=True)
+    return [row for one, other, now, then, row in pairs if (other and one != other) or now != then]
+
+
+def _covers(offsets: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    return all(offsets.get(name, -1) >= offset for name, offset in other.items())
+
+
+def _ordered(replay: _Replay, batch: Batch, block: Emitted | None) -> Batch:
+    """A batch near the end in an order that explains its outputs; nothing is kept of the trial.
+
+    A record without an output there may also be one whose dead letter was not written any more, and then it was a profile that
+    made it late: so profiles come where the merge puts them, or first.
+    """
+    place = np.zeros(len(batch), np.int64)
+    emitted = np.zeros(len(batch), np.bool_)
+    if block is not None:
+        place, emitted = placed(block.plan, batch.topic, batch.offset)
+    key = batch.keys(replay.position.watermark_ms)
+    for profiles in (None, np.zeros(len(batch), np.bool_), batch.topic != PROFILES):
+        tried = batch if profiles is None else batch.pick(np.lexsort((batch.offset, batch.topic, key, profiles, emitted, place)))
+        done = replay.handle(tried, block)
+        replay.histories.forget(done.customers)
+        if not done.unexplained:
+            return tried
+    return batch
+
+
+def _parts(batch: Batch) -> Iterator[Batch]:
+    """The batch in parts of at most MAX_CUSTOMERS customers."""
+    seen: set[str] = set()
+    first = 0
+    for i, customer in enumerate(batch.customer):
+        seen.add(customer)
+        if len(seen) > MAX_CUSTOMERS:
+            yield batch.part(first, i)
+            first, seen = i, {customer}
+    yield batch.part(first, len(batch))

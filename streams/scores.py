@@ -146,8 +146,8 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
     ]
 
 
-def dead_letter_record(batch: Batch, row: int, reason: Reason) -> dict[str, Any]:
-    """The dead letter of one record of a batch: where it came from, why, and its original bytes in base64."""
+def dead_letter_record(batch: Batch, row: int, reason: Reason, cut: Sequence[int]) -> dict[str, Any]:
+    """The dead letter of one record of a batch: where it came from, why, and its original bytes in base64. cut: its row of `cuts`."""
     message = batch.messages[row]
     key, value = message.key(), message.value()
     body = {
@@ -155,6 +155,7 @@ def dead_letter_record(batch: Batch, row: int, reason: Reason) -> dict[str, Any]
         "reason": reason.name.lower(),
         "detail": batch.detail.get(row, ""),
         "source": {"topic": TOPICS[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])},
+        "cut": dict(zip(TOPICS, cut, strict=True)),
         "append_time": int(batch.append_ms[row]),
         "key": None if key is None else b64encode(key).decode(),
         "value": None if value is None else b64encode(value).decode(),

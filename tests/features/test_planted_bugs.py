@@ -1,37 +1,47 @@
 """Faults planted into the text of the real kernel, one at a time: verification must see each of them, and none without one.
 
-A fault is a replacement that has to fit exactly once, so a kernel whose text changes under it fails here instead of
-quietly being tested no more. Each copy is compiled and verified in a process of its own.
+A fault is a replacement that has to fit exactly once, so a kernel whose text changes under it fails here instead of quietly
+being tested no more. Compiling takes longer than verifying, so a copy of the sources is compiled once with every fault in it behind
+a switch (`if PLANTED[0] == number: the fault, else: the text as it is`), and one process verifies it with each switch in turn.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from shutil import copy2, copytree, ignore_patterns
+from shutil import copytree, ignore_patterns
 
 import pytest
 
-from features.compiled import CACHE_DIRECTORY, cache_directory
-
-pytestmark = pytest.mark.slow
+# One group: the copy is compiled once, not once per worker of pytest-xdist.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("planted")]
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = 2
 """At most so many worlds of 200 customers, some 3,500 vectors each."""
+SWITCH = """
+
+import numpy as np
+
+# Over a megabyte: Numba then reads the array where it lies. A small one would be compiled in as a constant.
+PLANTED = np.zeros(200_000, np.int64)
+"""
 VERIFY = """
 import json, sys
 import features
+from features.compiled import PLANTED
 from features.verify import Found, check_world, report
-total = Found()
-for index in range(int(sys.argv[1])):
-    total.add(check_world(11, index))
-    if total.mismatches:
-        break
-print(json.dumps({"file": features.__file__, **report(total, 11, 0.0)}))
+for number in map(int, sys.argv[2:]):
+    PLANTED[0] = number
+    total = Found()
+    for index in range(int(sys.argv[1])):
+        total.add(check_world(11, index))
+        if total.mismatches:
+            break
+    print(json.dumps({"file": features.__file__, "number": number, **report(total, 11, 0.0)}), flush=True)
 """
 
 
@@ -48,7 +58,6 @@ def fault(name: str, *edits: tuple[str, str, str], shows: set[str]) -> Fault:
     return Fault(name, edits, frozenset(shows))
 
 
-UNTOUCHED = ("index", "state")
 KERNEL, AGGREGATE, VECTOR = "kernel.py", "aggregate.py", "vector.py"
 FAULTS = (
     fault(
@@ -60,8 +69,8 @@ FAULTS = (
         "right edge open: the event being scored is left out",
         (
             KERNEL,
-            "        _accept(t, s, batch, j, now)\n        if",
-            "        evaluate(t.totals, s, now, vectors, scored)\n        _accept(t, s, batch, j, now)\n        if",
+            "        _accept(t, s, batch, j, now)\n",
+            "        evaluate(t.totals, s, now, vectors, scored)\n        _accept(t, s, batch, j, now)\n",
         ),
         (KERNEL, "        outcome[j] = SCORED\n        evaluate(t.totals, s, now, vectors, scored)\n", "        outcome[j] = SCORED\n"),
         shows={"event_count_1h", "purchase_count_24h", "login_count_24h"},
@@ -127,74 +136,118 @@ FAULTS = (
 )
 
 
-def plant(what: Fault, into: Path) -> None:
-    """Edit the copy. Raises AssertionError when an edit does not fit exactly once."""
-    for file, text, wrong in what.edits:
-        path = into / "features" / file
-        source = path.read_text(encoding="utf-8")
-        assert source.count(text) == 1, f"{what.name}: {text!r} stands {source.count(text)} times in {file}, the fault no longer fits"
-        path.write_text(source.replace(text, wrong), encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One edit of one fault: the whole statements it touches, lines [first, last) of the source, and their text with the fault."""
+
+    number: int
+    first: int
+    last: int
+    lines: Sequence[str]
 
 
-def copied(into: Path) -> Path:
+def edits_of(file: str, source: str, faults: Sequence[Fault]) -> list[Edit]:
+    """The edits of all faults in a file, by their first line. Raises AssertionError when one does not fit exactly once."""
+    lines = source.splitlines(keepends=True)
+    found = []
+    for number, what in enumerate(faults, 1):
+        for _, text, wrong in (edit for edit in what.edits if edit[0] == file):
+            assert source.count(text) == 1, f"{what.name}: {text!r} stands {source.count(text)} times in {file}, the fault no longer fits"
+            at = source.index(text)
+            first = source.count("\n", 0, at)
+            last = source.count("\n", 0, at + len(text.rstrip("\n"))) + 1
+            # A compound statement goes with all that belongs to it.
+            while last < len(lines) and lines[last].strip() and _indent(lines[last]) > _indent(lines[first]):
+                last += 1
+            begin = sum(map(len, lines[:first]))
+            changed = source[begin:at] + wrong + source[at + len(text) : sum(map(len, lines[:last]))]
+            found.append(Edit(number, first, last, changed.splitlines(keepends=True)))
+    return sorted(found, key=lambda edit: (edit.first, edit.number))
+
+
+def switched(file: str, source: str, faults: Sequence[Fault]) -> str:
+    """The source with every fault in it behind its switch."""
+    lines = source.splitlines(keepends=True)
+    out: list[str] = []
+    done = 0
+    edits = edits_of(file, source, faults)
+    while edits:
+        first, last = edits[0].first, edits[0].last
+        here = [edit for edit in edits if edit.first < last]
+        assert all((edit.first, edit.last) == (first, last) for edit in here), f"{file}:{first + 1}: two faults overlap"
+        pad = " " * _indent(lines[first])
+        out += lines[done:first]
+        for word, edit in zip(("if", *["elif"] * len(here)), here, strict=False):
+            out += [f"{pad}{word} PLANTED[0] == {edit.number}:\n", *(f"    {line}" for line in edit.lines)]
+        out += [f"{pad}else:\n", *(f"    {line}" for line in lines[first:last])]
+        done, edits = last, edits[len(here) :]
+    return "".join([*out, *lines[done:]])
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def plant(faults: Sequence[Fault], into: Path) -> Path:
+    """A copy of the sources with the faults in it."""
     for package in ("features", "proto"):
         copytree(ROOT / package, into / package, ignore=ignore_patterns("__pycache__"))
+    compiled = into / "features" / "compiled.py"
+    compiled.write_text(compiled.read_text(encoding="utf-8") + SWITCH, encoding="utf-8")
+    for file in sorted({file for what in faults for file, _, _ in what.edits}):
+        path = into / "features" / file
+        source = path.read_text(encoding="utf-8")
+        text = switched(file, source, faults)
+        assert text.count("from features.compiled import kernel") == 1, f"{file}: the switch is imported with the decorator"
+        path.write_text(
+            text.replace("from features.compiled import kernel", "from features.compiled import PLANTED, kernel"), encoding="utf-8"
+        )
     return into
 
 
-def _share_machine_code(copy: Path) -> None:
-    """Give the copy the compiled functions of modules no fault touches: half of the time of a compilation.
-
-    They call nothing of the others; if they did, a fault would at worst be seen less, and its test fail.
-    """
-    there = cache_directory(copy / "features", copy / "data")
-    for module in UNTOUCHED:
-        import_module(f"features.{module}")  # compiled, if nobody has done it yet
-        own = _machine_code(CACHE_DIRECTORY, ROOT / "features" / f"{module}.py")
-        theirs = _machine_code(there, copy / "features" / f"{module}.py")
-        theirs.mkdir(parents=True, exist_ok=True)
-        for file in own.glob(f"{module}.*"):
-            copy2(file, theirs)
-
-
-def _machine_code(cache: Path, source: Path) -> Path:
-    """Where Numba keeps what it compiled from a source file."""
-    locator = import_module("numba.core.caching").UserProvidedCacheLocator
-    return cache / str(locator.get_suitable_cache_subpath(str(source)))
-
-
-def verified(copy: Path) -> dict[str, object]:
-    """What verification says about the sources in `copy`, run with their own compiler cache."""
-    _share_machine_code(copy)
+def verified(copy: Path, numbers: Sequence[int]) -> dict[int, dict[str, object]]:
+    """What verification says with each of these switches set; 0 sets none."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "CHURN_DATA_DIR": str(copy / "data")}
     done = subprocess.run(
-        [sys.executable, "-c", VERIFY, str(WORLDS)], cwd=copy, env=environment, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-W", "ignore::numba.NumbaWarning", "-c", VERIFY, str(WORLDS), *map(str, numbers)],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    assert Path(str(found["file"])).is_relative_to(copy), "the copy was to be verified, not the sources beside it"
+    found = {line["number"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert done.returncode == 0, f"after {sorted(found)}:\n{done.stderr[-3000:]}"
+    assert all(Path(line["file"]).is_relative_to(copy) for line in found.values()), "the copy was to be verified, not the sources beside it"
     return found
 
 
-def test_the_copy_without_a_fault_passes(tmp_path: Path) -> None:
-    found = verified(copied(tmp_path))
-    assert found["mismatches"] == 0, found["first_mismatches"]
-    assert isinstance(found["cases"], int)
-    assert found["cases"] > 5_000
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[int, Mapping[str, object]]:
+    """Of each fault by its number what verification found; 0 is no fault, asked last so that a switch is seen to go off again."""
+    copy = plant(FAULTS, tmp_path_factory.mktemp("planted"))
+    return verified(copy, [*range(1, len(FAULTS) + 1), 0])
 
 
-@pytest.mark.parametrize("what", FAULTS, ids=lambda what: what.name)
-def test_a_planted_fault_is_seen(what: Fault, tmp_path: Path) -> None:
-    copy = copied(tmp_path)
-    plant(what, copy)
-    found = verified(copy)
-    assert isinstance(found["mismatches"], int)
-    assert found["mismatches"] > 0
-    seen = found["mismatches_by"]
+def test_the_copy_with_no_switch_set_passes(found: Mapping[int, Mapping[str, object]]) -> None:
+    assert found[0]["mismatches"] == 0, found[0]["first_mismatches"]
+    assert isinstance(found[0]["cases"], int)
+    assert found[0]["cases"] > 5_000
+
+
+@pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[what.name for what in FAULTS])
+def test_a_planted_fault_is_seen(number: int, found: Mapping[int, Mapping[str, object]]) -> None:
+    what, said = FAULTS[number - 1], found[number]
+    assert isinstance(said["mismatches"], int)
+    assert said["mismatches"] > 0
+    seen = said["mismatches_by"]
     assert isinstance(seen, dict)
     assert what.shows & seen.keys(), seen
 
 
-def test_every_fault_fits_the_kernel_as_it_is(tmp_path: Path) -> None:
-    for number, what in enumerate(FAULTS):
-        plant(what, copied(tmp_path / str(number)))
+def test_a_fault_that_no_longer_fits_is_an_error() -> None:
+    source = (ROOT / "features" / KERNEL).read_text(encoding="utf-8")
+    gone = fault("gone", (KERNEL, "this text is not there", "pass"), shows={"order"})
+    with pytest.raises(AssertionError, match="no longer fits"):
+        switched(KERNEL, source, [gone])

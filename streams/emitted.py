@@ -1,0 +1,295 @@
+"""What a partition has emitted, read back from its output topics: scores and dead letters, in the order in which they were made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from features.catalog import LAYOUT_HASH
+from features.facts import TOPICS
+from features.store import Offsets
+from proto.scores import BANDS
+from streams.codec import RawMessage
+from streams.log import Log
+
+log = logging.getLogger(__name__)
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+MARGIN: Final = 4_000
+"""Output records looked at from the end, however covered the last one is: a worker that was cut off may still have repeated some."""
+_WIDER: Final = 8
+_INDEX: Final = {name: index for index, name in enumerate(TOPICS)}
+_BAND: Final = {band: code for code, band in enumerate(BANDS)}
+_NOTHING: Final = -len(TOPICS) - 1.0
+
+
+class _Source(msgspec.Struct, gc=False):
+    topic: str
+    offset: int
+
+
+_NAMES: Final = {f"t{index}": name for index, name in enumerate(TOPICS)}
+_Cut: Any = msgspec.defstruct("_Cut", [(name, int, -1) for name in _NAMES], rename=_NAMES, gc=False)
+
+
+class _Score(msgspec.Struct, gc=False):
+    source: _Source
+    cut: _Cut
+    probability: float
+    band: str
+    at: int
+    scored_at: int
+    model_digest: str
+    layout_hash: str
+    vector_hash: str
+
+
+class _Letter(msgspec.Struct, gc=False):
+    source: _Source
+    cut: _Cut | None = None  # version 0.1.0 wrote none
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """n output records as columns. Of dead letters only the first three say something."""
+
+    plan: IntArray  # (n, topics + 1): cut of each topic, index of the source topic
+    offset: IntArray  # (n,) of the source
+    letter: BoolArray  # (n,) a dead letter
+    probability: npt.NDArray[np.float32]
+    band: npt.NDArray[np.uint8]
+    at: IntArray
+    scored_at: IntArray
+    model: npt.NDArray[np.object_]
+    vector_hash: npt.NDArray[np.object_]  # "" under another catalog
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    @property
+    def key(self) -> IntArray:
+        """Place of each record in the order of all: every record that was handled has moved one offset of the cut on."""
+        key: IntArray = self.plan[:, : len(TOPICS)].sum(axis=1)
+        return key
+
+    def pick(self, which: Any) -> Emitted:
+        """Some of them: a slice, indices or a mask."""
+        return Emitted(*(getattr(self, column.name)[which] for column in fields(self)))
+
+    def cut(self, row: int) -> dict[str, int]:
+        """The cut of one record, -1 for the last."""
+        return dict(zip(TOPICS, self.plan[row].tolist(), strict=False))
+
+
+def together(parts: Sequence[Emitted]) -> Emitted:
+    """All of them, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    return Emitted(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Emitted)))
+
+
+def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage]) -> Emitted:
+    read = decoder.decode
+    scores = [read(message.value() or b"") for message in messages]
+    n = len(scores)
+    plan = np.empty((n, len(TOPICS) + 1), np.int64)
+    cuts = [score.cut for score in scores]
+    for i in range(len(TOPICS)):
+        plan[:, i] = [getattr(cut, f"t{i}") for cut in cuts]
+    plan[:, -1] = [_INDEX[score.source.topic] for score in scores]
+    return Emitted(
+        plan=plan,
+        offset=np.array([score.source.offset for score in scores], np.int64),
+        letter=np.zeros(n, np.bool_),
+        probability=np.array([score.probability for score in scores], np.float32),
+        band=np.array([_BAND[score.band] for score in scores], np.uint8),
+        at=np.array([score.at for score in scores], np.int64),
+        scored_at=np.array([score.scored_at for score in scores], np.int64),
+        model=np.array([score.model_digest for score in scores], np.object_),
+        vector_hash=np.array([score.vector_hash if score.layout_hash == LAYOUT_HASH else "" for score in scores], np.object_),
+    )
+
+
+def _letters(decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessage], unplaced: set[tuple[int, int]]) -> Emitted:
+    letters = [decoder.decode(message.value() or b"") for message in messages]
+    unplaced.update((_INDEX[letter.source.topic], letter.source.offset) for letter in letters if letter.cut is None)
+    placed = [letter for letter in letters if letter.cut is not None]
+    n = len(placed)
+    plan = np.empty((n, len(TOPICS) + 1), np.int64)
+    for i in range(len(TOPICS)):
+        plan[:, i] = [getattr(letter.cut, f"t{i}") for letter in placed]
+    plan[:, -1] = [_INDEX[letter.source.topic] for letter in placed]
+    return Emitted(
+        plan=plan,
+        offset=np.array([letter.source.offset for letter in placed], np.int64),
+        letter=np.ones(n, np.bool_),
+        probability=np.full(n, np.nan, np.float32),
+        band=np.zeros(n, np.uint8),
+        at=np.full(n, -1, np.int64),
+        scored_at=np.full(n, -1, np.int64),
+        model=np.full(n, "", np.object_),
+        vector_hash=np.full(n, "", np.object_),
+    )
+
+
+@dataclass(slots=True)
+class _Kind:
+    """One output topic of the partition. last_key: of the newest record, below every key when there never was one."""
+
+    topic: str
+    letters: bool
+    low: int
+    high: int
+    window: list[Emitted] = field(default_factory=list)
+    begin: int = 0  # first offset of the window
+    last_key: float = _NOTHING
+
+
+@dataclass(slots=True)
+class Outputs:
+    """The outputs of one partition up to their present ends.
+
+    conflicts: records whose cut did not follow the one before; unplaced: (topic index, offset) of dead letters without a cut.
+    """
+
+    source: Log
+    scores: str
+    dead_letters: str
+    partition: int
+    margin: int = MARGIN
+    conflicts: int = 0
+    unplaced: set[tuple[int, int]] = field(default_factory=set)
+    _kinds: list[_Kind] = field(default_factory=list)
+    _score: msgspec.json.Decoder[_Score] = field(default_factory=lambda: msgspec.json.Decoder(_Score))
+    _letter: msgspec.json.Decoder[_Letter] = field(default_factory=lambda: msgspec.json.Decoder(_Letter))
+
+    def look(self) -> None:
+        """Read the last records of both topics."""
+        for topic, letters in ((self.scores, False), (self.dead_letters, True)):
+            low, high = self.source.ends(topic, self.partition)
+            kind = _Kind(topic, letters, low, high, begin=max(low, high - self.margin))
+            for messages in self.source.read(topic, self.partition, kind.begin, high):
+                kind.window.append(self._columns(kind, messages))
+            keys = [int(part.key.max()) for part in kind.window if len(part)]
+            if keys:
+                kind.last_key = max(keys)
+            elif high > 0:
+                kind.last_key = float("inf")  # there were some, retention took them: whatever lies here was emitted long ago
+            self._kinds.append(kind)
+
+    @property
+    def ever(self) -> bool:
+        """Whether anything was ever emitted."""
+        return any(kind.high > 0 for kind in self._kinds)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything ever emitted is still there."""
+        return all(kind.low == 0 for kind in self._kinds)
+
+    def newest(self) -> dict[str, int] | None:
+        """Per topic the highest offset the newest records cover; None when there are none."""
+        parts = [part for kind in self._kinds for part in kind.window if len(part)]
+        if not parts:
+            return None
+        return dict(zip(TOPICS, together(parts).plan.max(axis=0).tolist(), strict=False))
+
+    @property
+    def newest_key(self) -> float:
+        """Place in the order of the newest record that is there; below every place when there is none."""
+        return max([float(part.key.max()) for kind in self._kinds for part in kind.window if len(part)], default=_NOTHING)
+
+    def last_key(self, *, letters: bool) -> float:
+        """Place in the order of the newest score, or of the newest dead letter; infinite when retention took them all."""
+        return next(kind.last_key for kind in self._kinds if kind.letters is letters)
+
+    def after(self, applied: Offsets) -> Iterator[Emitted]:
+        """Everything emitted beyond these offsets in the order in which it was made, each record once (the first wins)."""
+        high = np.array([applied.get(name, -1) for name in TOPICS], np.int64)
+        scores, letters = (self._first(self._pieces(kind, high), high) for kind in self._kinds)
+        for piece in _in_order(scores, letters):
+            cuts = np.maximum.accumulate(np.vstack([high, piece.plan[:, :-1]]))
+            changed = int((cuts[1:] != piece.plan[:, :-1]).any(axis=1).sum())
+            if changed:
+                # Only after a rollback with a zombie: two owners have handled the same records in different orders.
+                self.conflicts += changed
+                piece.plan[:, :-1] = cuts[1:]
+            high = cuts[-1]
+            yield piece
+
+    def _columns(self, kind: _Kind, messages: Sequence[RawMessage]) -> Emitted:
+        if kind.letters:
+            return _letters(self._letter, messages, self.unplaced)
+        return _scores(self._score, messages)
+
+    def _pieces(self, kind: _Kind, applied: IntArray) -> Iterator[Emitted]:
+        """From a record on that `applied` covers, or from the beginning."""
+        first = next((part for part in kind.window if len(part)), None)
+        if kind.begin == kind.low or (first is not None and _covered(first, applied)):
+            yield from kind.window
+            return
+        width = self.margin
+        while True:
+            width *= _WIDER
+            start = max(kind.low, kind.high - width)
+            pieces = self.source.read(kind.topic, self.partition, start, kind.high)
+            head: list[Emitted] = []
+            for messages in pieces:
+                head.append(self._columns(kind, messages))
+                if len(head[-1]):
+                    break
+            if start == kind.low or (head and len(head[-1]) and _covered(head[-1], applied)):
+                yield from chain(head, (self._columns(kind, messages) for messages in pieces))
+                return
+            del pieces  # ends the read
+
+    def _first(self, pieces: Iterator[Emitted], applied: IntArray) -> Iterator[Emitted]:
+        """Without what is not above the highest offset seen of its topic."""
+        high = applied.copy()
+        for piece in pieces:
+            topic, offset = piece.plan[:, -1], piece.offset
+            new = np.zeros(len(piece), np.bool_)
+            for index in range(len(TOPICS)):
+                these = np.flatnonzero(topic == index)
+                if len(these):
+                    before = np.maximum.accumulate(np.concatenate([high[index : index + 1], offset[these]]))
+                    new[these] = offset[these] > before[:-1]
+                    high[index] = before[-1]
+            if new.all():
+                if len(piece):
+                    yield piece
+            elif new.any():
+                yield piece.pick(new)
+
+
+def _covered(piece: Emitted, applied: IntArray) -> bool:
+    return bool(piece.offset[0] <= applied[piece.plan[0, -1]])
+
+
+def _in_order(scores: Iterator[Emitted], letters: Iterator[Emitted]) -> Iterator[Emitted]:
+    waiting = next(letters, None)
+    for piece in scores:
+        end = int(piece.key[-1])
+        parts = [piece]
+        while waiting is not None:
+            count = int(np.searchsorted(waiting.key, end, side="right"))
+            if count:
+                parts.append(waiting.pick(slice(0, count)))
+            if count < len(waiting):
+                waiting = waiting.pick(slice(count, None))
+                break
+            waiting = next(letters, None)
+        both = together(parts)
+        yield both if len(parts) == 1 else both.pick(np.argsort(both.key, kind="stable"))
+    while waiting is not None:
+        yield waiting
+        waiting = next(letters, None)

@@ -1,0 +1,412 @@
+"""State restored from what was emitted: adopted after a rollback, rebuilt after a loss, always as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from random import Random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from features.facts import DAY_MS, OFFSET, TOPICS
+from features.history import Histories
+from features.memory_store import MemoryStore
+from features.state import decode
+from features.store import Claim
+from proto.scores import BANDS
+from scoring.fallback import Fallback
+from streams.codec import Decoder, RawMessage
+from streams.engine import Engine, EngineSettings
+from streams.merge import Batch, Merge, Slice
+from streams.metrics import Metrics, residue
+from streams.rebuild import Restorer, RestoreSettings
+from streams.scores import Model
+
+NOW_MS = 1_750_000_000_000
+PARTITION = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record as a consumer would give it."""
+
+    body: bytes | None
+    customer: bytes | None
+    place: int
+    append_ms: int = NOW_MS
+
+    def value(self) -> bytes | None:
+        return self.body
+
+    def key(self) -> bytes | None:
+        return self.customer
+
+    def offset(self) -> int:
+        return self.place
+
+    def timestamp(self) -> tuple[int, int]:
+        return 2, self.append_ms
+
+
+class Died(Exception):
+    """Stands for the end of the process."""
+
+
+@dataclass(slots=True)
+class Broker:
+    """One partition of every topic: a Log to read, and the sink of a worker. `cut_off`: how many output records still get through."""
+
+    topics: dict[str, list[Message]] = field(default_factory=dict)
+    low: dict[str, int] = field(default_factory=dict)
+    piece: int = 50
+    cut_off: dict[str, int] | None = None
+    reads: int = 0
+
+    def of(self, topic: str) -> list[Message]:
+        return self.topics.setdefault(topic, [])
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        records = self.of(topic)
+        return self.low.get(topic, 0), records[-1].place + 1 if records else self.low.get(topic, 0)
+
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+        assert start >= self.low.get(topic, 0), f"{topic}: {start} was deleted"
+        records = [record for record in self.of(topic) if start <= record.place < stop]
+        self.reads += len(records)
+        for first in range(0, len(records), self.piece):
+            yield list(records[first : first + self.piece])
+
+    def delete(self, topic: str, below: int) -> None:
+        """What retention does."""
+        self.low[topic] = max(self.low.get(topic, 0), below)
+        self.topics[topic] = [record for record in self.of(topic) if record.place >= below]
+
+    # -- as the sink
+
+    def scores(self, partition: int, records: list[dict[str, Any]]) -> None:
+        self._append("churn-scores", records)
+
+    def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None:
+        self._append("churn-dead-letters", records)
+
+    def flush(self) -> None:
+        if self.cut_off is not None:
+            raise Died
+
+    def _append(self, topic: str, records: list[dict[str, Any]]) -> None:
+        if self.cut_off is not None:
+            records = records[: self.cut_off[topic]]
+            self.cut_off[topic] -= len(records)
+        place = self.ends(topic, 0)[1]
+        for number, record in enumerate(records):
+            key = record["key"]
+            self.of(topic).append(Message(record["value"], key.encode() if isinstance(key, str) else key, place + number))
+
+
+class Banded(Fallback):
+    """A model whose probability depends on the vector, so that a wrong history shows."""
+
+    fallback = False  # type: ignore[misc]  # a model for tests on the fallback's surface
+
+    def __init__(self, name: str) -> None:
+        super().__init__(0.5)
+        self.digest = self.version = name  # type: ignore[misc]  # as above
+
+    def score(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        total = np.nan_to_num(vectors).astype(np.float64).sum(axis=1)
+        return ((total * 0.6180339 + len(self.digest)) % 1.0).astype(np.float32)
+
+    def bands(self, probability: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+        return np.where(probability > 0.7, BANDS.index("high"), BANDS.index("low")).astype(np.uint8)
+
+
+@dataclass(slots=True)
+class Shelf:
+    known: dict[str, Model] = field(default_factory=lambda: {name: Banded(name) for name in ("one", "second")})
+    now: str = "one"
+
+    def current(self) -> Model:
+        return self.known[self.now]
+
+    def by_digest(self, digest: str) -> Model:
+        return self.known[digest]
+
+
+def decoder() -> Decoder:
+    return Decoder(currency="EUR", rates={"USD": Decimal("0.9")}, future_ms=300_000, max_bytes=1_000_000, digest_key=b"k")
+
+
+def world(random: Random, events: int = 250, customers: int = 8) -> list[list[Message]]:
+    """Messages per topic, with everything that can be wrong with them, long pauses, and stretches of profiles and repetitions."""
+    topics: list[list[Message]] = [[] for _ in TOPICS]
+    time = NOW_MS - 250 * DAY_MS
+    sent: list[tuple[int, dict[str, Any]]] = []
+    for number in range(events):
+        time += random.choice([1, 1_000, 3_600_000, DAY_MS, DAY_MS, 30 * DAY_MS if random.random() < 0.03 else 5])
+        time = min(time, NOW_MS)
+        topic = random.choices(range(4), [4, 4, 2, 2])[0]
+        customer = f"c{random.randrange(customers):03d}"
+        kind = random.choice((("payment", "refund", "renewal"), ("login", "failed_login"), ("opened", "satisfaction"), ("profile",))[topic])
+        event: dict[str, Any] = {"event_id": f"e{number}", "customer_id": customer, "event_time": time, "kind": kind}
+        if topic == 0:
+            event |= {"amount": random.choice([10, "12.5", 3.25]), "currency": "EUR", "product": "p1"}
+        if kind == "satisfaction":
+            event["csat"] = random.randint(1, 5)
+        if topic == 3:
+            event["plan"] = random.choice(["basic", "pro"])
+        chance = random.random()
+        if chance < 0.10:
+            event["event_time"] = time - random.randrange(3 * DAY_MS)
+        elif chance < 0.24 and sent:
+            topic, event = random.choice(sent[-60:])
+        elif chance < 0.28 and sent:
+            topic, event = random.choice(sent[-60:])
+            event = {**event, "event_time": event["event_time"] + 5}
+        elif chance < 0.33:
+            event["event_time"] = time - 120 * DAY_MS
+        elif chance < 0.35:
+            event["event_time"] = NOW_MS + DAY_MS
+        sent.append((topic, event))
+        body: bytes | None = json.dumps(event).encode()
+        if chance > 0.95:
+            body = random.choice([b"{", b"\xff", None, b"[]", b'{"event_id": 1}'])
+        place = (topics[topic][-1].place if topics[topic] else -1) + random.choice([1, 1, 1, 2])
+        topics[topic].append(Message(body, event["customer_id"].encode(), place))
+    return topics
+
+
+@dataclass(slots=True)
+class Life:
+    """A worker from a claim to its end, on records that arrive bit by bit: the order in which they are handled depends on when."""
+
+    store: MemoryStore
+    broker: Broker
+    inputs: list[list[Message]]  # all there will ever be; `broker` holds what has arrived
+    shelf: Shelf
+    random: Random
+    nonce: str
+    clock: Iterator[int]
+    order: list[tuple[int, int]] = field(default_factory=list)  # (topic index, offset) of every record applied
+    metrics: Metrics = field(default_factory=Metrics)
+    engine: Engine = field(init=False)
+    merge: Merge = field(init=False)
+    restored: Claim = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = EngineSettings(self.random.choice([1, 100_000]), 3)
+        self.engine = Engine(settings, self.store, self.shelf, self.broker, lambda: next(self.clock), self.metrics)
+        claim = self.engine.assign(PARTITION, self.nonce)
+        self.restored = restorer(self.store, self.broker, self.metrics, self.random).restore(claim)
+        self.engine.restored(self.restored)
+        self.merge = Merge.of(self.restored)
+        for buffer, topic in zip(self.merge.buffers, TOPICS, strict=True):
+            low, high = self.broker.ends(topic, 0)
+            buffer.reach(max(low, self.merge.applied[topic] + 1), high)
+
+    def arrive(self) -> None:
+        """Some more records of some topic."""
+        topic = self.random.randrange(len(TOPICS))
+        there = self.broker.of(TOPICS[topic])
+        known = there[-1].place if there else -1
+        rest = [record for record in self.inputs[topic] if record.place > known]
+        there += rest[: self.random.randint(1, 25)]
+
+    @property
+    def all_arrived(self) -> bool:
+        return all(
+            not given or (self.broker.of(name) and self.broker.of(name)[-1].place == given[-1].place)
+            for name, given in zip(TOPICS, self.inputs, strict=True)
+        )
+
+    def fetch(self) -> None:
+        """Read some topics as far as they are there; of some others only know that there is more."""
+        for buffer, name in zip(self.merge.buffers, TOPICS, strict=True):
+            end = self.broker.ends(name, 0)[1]
+            buffer.reach(buffer.position, end)
+            if self.random.random() < 0.8:
+                for piece in self.broker.read(name, 0, buffer.position, end):
+                    buffer.add(Slice(decoder().decode(buffer.topic, PARTITION, piece), piece))
+                buffer.reach(end, end)
+
+    def step(self) -> Batch | None:
+        """Handle one batch, when there is one."""
+        self.fetch()
+        batch = self.merge.take(self.random.randint(1, 30))
+        if batch is not None:
+            if self.random.random() < 0.1:
+                self.shelf.now = self.random.choice(list(self.shelf.known))
+            self.engine.process([batch])
+            self.order += zip(batch.topic.tolist(), batch.facts[:, OFFSET].tolist(), strict=True)
+        return batch
+
+    def run(self, batches: int = 1_000_000) -> None:
+        """So many batches, or all there is."""
+        done = 0
+        while done < batches and not (self.all_arrived and self.merge.caught_up):
+            if self.random.random() < 0.7:
+                self.arrive()
+            done += self.step() is not None
+
+
+def restorer(store: MemoryStore, broker: Broker, metrics: Metrics, random: Random) -> Restorer:
+    settings = RestoreSettings(
+        inputs=TOPICS,
+        scores="churn-scores",
+        dead_letters="churn-dead-letters",
+        alerts="churn-alerts",
+        max_facts=random.choice([20, 100_000]),
+        largest_batch=30,
+    )
+    return Restorer(settings, store, broker, decoder(), metrics)
+
+
+def scores(broker: Broker) -> list[dict[str, Any]]:
+    """Every score once: the first wins."""
+    return first_wins([json.loads(record.body or b"") for record in broker.of("churn-scores")])
+
+
+def first_wins(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    high: dict[str, int] = {}
+    kept = []
+    for record in records:
+        source = record["source"]
+        if source["offset"] > high.get(source["topic"], -1):
+            high[source["topic"]] = source["offset"]
+            kept.append(record)
+    return kept
+
+
+def contents(store: MemoryStore) -> dict[str, Any]:
+    """All state of the partition as plain values."""
+    names = sorted(store.customers(PARTITION))
+    found = {}
+    for name, state in zip(names, store.load(PARTITION, names), strict=True):
+        assert state is not None
+        customer = decode(state)
+        found[name] = (
+            customer.facts.tolist(),
+            customer.carry.tolist(),
+            customer.vector.tobytes(),
+            repr(customer.probability),
+            customer.band,
+            customer.score_at,
+        )
+    return found
+
+
+def recomputed(inputs: list[list[Message]], order: Sequence[tuple[int, int]], told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same from the records one by one in this order, with the scores that were emitted: slow and obvious."""
+    by_place = {(t, m.place): m for t, messages in enumerate(inputs) for m in messages}
+    by_source = {(TOPICS.index(r["source"]["topic"]), r["source"]["offset"]): r for r in told}
+    histories = Histories(create=True)
+    for place in order:
+        records = decoder().decode(place[0], PARTITION, [by_place[place]])
+        if records.reason[0]:
+            continue
+        step = histories.step(records.customer, records.facts)
+        if len(step.rows):
+            record = by_source[place]
+            histories.note_scores(
+                records.customer,
+                np.array([record["probability"]], np.float32),
+                np.array([BANDS.index(record["band"])], np.uint8),
+                step.at,
+            )
+    found = {}
+    for name in sorted(histories):
+        customer = decode(histories.state(name))
+        found[name] = (
+            customer.facts.tolist(),
+            customer.carry.tolist(),
+            customer.vector.tobytes(),
+            repr(customer.probability),
+            customer.band,
+            customer.score_at,
+        )
+    return found
+
+
+def handled(order: Sequence[tuple[int, int]], applied: Mapping[str, int]) -> list[tuple[int, int]]:
+    """The records of an order up to some offsets."""
+    return [(topic, offset) for topic, offset in order if offset <= applied[TOPICS[topic]]]
+
+
+def differences(metrics: Metrics) -> dict[str, float]:
+    return {
+        sample.labels["what"]: sample.value
+        for metric in metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name == "churn_restore_differences_total" and sample.value
+    }
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_after_a_rollback_what_was_emitted_is_adopted(seed: int) -> None:
+    random = Random(seed)
+    inputs = world(random)
+    store, broker, shelf = MemoryStore(), Broker(), Shelf()
+    clock = iter(range(NOW_MS, NOW_MS + 10_000_000))
+    life = Life(store, broker, inputs, shelf, random, "first", clock)
+    backups = [store.snapshot()]
+    for _ in range(random.randint(1, 12)):
+        life.run(1)
+        backups.append(store.snapshot())
+    order = list(life.order)
+    # Its last batch reaches the outputs in part, or not at all; then the store comes back as it was some batches ago.
+    broker.cut_off = {"churn-scores": random.choice([0, 1, 3, 1_000]), "churn-dead-letters": random.choice([0, 0, 1, 1_000])}
+    batch = None
+    while batch is None and not (life.all_arrived and life.merge.caught_up):
+        life.arrive()
+        life.fetch()
+        batch = life.merge.take(20)
+    if batch is not None:
+        with pytest.raises(Died):
+            life.engine.process([batch])
+        order += zip(batch.topic.tolist(), batch.facts[:, OFFSET].tolist(), strict=True)
+    broker.cut_off = None
+    emitted = len(broker.of("churn-scores"))
+    store.restore(random.choice(backups))
+    before = scores(broker)
+
+    second = Life(store, broker, inputs, shelf, random, "second", clock)
+    assert differences(second.metrics) == {}
+    assert len(broker.of("churn-scores")) == emitted  # nothing is emitted again
+    applied = store.look(PARTITION).applied
+    assert contents(store) == recomputed(inputs, handled(order, applied), before)
+    second.run()
+    assert residue(dict(store.look(PARTITION).counters)) == 0
+    assert store.look(PARTITION).counters["events"] == sum(map(len, inputs))
+    after = scores(broker)
+    assert after[: len(before)] == before
+    repeated: dict[str, set[bytes]] = {}
+    for record in broker.of("churn-scores"):
+        repeated.setdefault(json.loads(record.body or b"")["score_id"], set()).add(record.body or b"")
+    assert all(len(bodies) == 1 for bodies in repeated.values())
+    letters = [json.loads(record.body or b"") for record in broker.of("churn-dead-letters")]
+    ends = [(r["source"]["topic"], r["source"]["offset"]) for r in after + first_wins(letters)]
+    counters = store.look(PARTITION).counters
+    assert len(set(ends)) == len(ends) == counters["scores"] + counters["dead_letters"]
+    final = emitted_order(inputs, after, first_wins(letters))
+    assert contents(store) == recomputed(inputs, final, after)
+
+
+def emitted_order(inputs: list[list[Message]], told: Sequence[dict[str, Any]], letters: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """All records in an order that agrees with every cut: what has no output goes before the next record that has one, profiles last."""
+    outputs = sorted([*told, *letters], key=lambda record: sum(record["cut"].values()))
+    left = [[record.place for record in messages] for messages in inputs]
+    order: list[tuple[int, int]] = []
+    for record in outputs:
+        source = (TOPICS.index(record["source"]["topic"]), record["source"]["offset"])
+        for topic, name in enumerate(TOPICS):
+            while left[topic] and left[topic][0] <= record["cut"][name]:
+                place = (topic, left[topic].pop(0))
+                if place != source:
+                    order.append(place)
+        order.append(source)
+    order += [(topic, place) for topic in range(len(TOPICS)) for place in left[topic]]
+    return order
