@@ -67,6 +67,7 @@ class Ingest:
     owner: Owner
     ready: Callable[[], None]
     reached: Callable[[str], None] = lambda _: None  # crash points of tests
+    unconverted: Callable[[int], None] = lambda amounts: None  # told of amounts whose currency has no rate
     parts: Parts = field(default_factory=Parts)
     merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
@@ -229,6 +230,7 @@ class Ingest:
                 self._check_keys(topic, partition, group)
                 with self.parts.part("decode"):
                     piece = Slice(self.decoder.decode(index[topic], partition, group), group)
+                self.unconverted(piece.records.unconverted)
                 with self._lock:
                     if merge := self._merges.get(partition):
                         merge.buffers[index[topic]].add(piece)

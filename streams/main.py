@@ -174,6 +174,7 @@ class Worker:
             lambda: feeder.wake(),  # noqa: PLW0108 - the feeder is made below, it needs this consumer
             reached,
         )
+        ingest.unconverted = metrics.unconverted.inc
         watchdog = Watchdog(ingest.behind, s.progress_timeout_s)
 
         def on_result(result: Result) -> None:

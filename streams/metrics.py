@@ -50,6 +50,9 @@ class Metrics:
         self.lag = Gauge("churn_lag_records", "Records known to exist and not yet handled.", ["partition"], registry=self.registry)
         self.batch = Histogram("churn_batch_events", "Events of one batch.", buckets=_BATCH_EVENTS, registry=self.registry)
         self.late = Counter("churn_events_late", "Scored events older than their customer's newest.", registry=self.registry)
+        self.unconverted = Counter(
+            "churn_amounts_unconverted", "Amounts left out for want of a rate; their events are counted.", registry=self.registry
+        )
         self.fallbacks = Counter("churn_fallback_scores", "Scores made without a model.", registry=self.registry)
         self.fenced = Counter("churn_batches_fenced", "Batches refused because another worker owns the partition.", registry=self.registry)
         self.resent = Counter("churn_batches_resent", "Items sent again because Faust cleared its queue.", registry=self.registry)
