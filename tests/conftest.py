@@ -54,12 +54,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterato
 
 @pytest.fixture
 def settings(servers: Servers, tmp_path: Path) -> Settings:
-    """Settings of a deployment that only this test knows: own topic prefix, Redis namespace, consumer group and data directory."""
+    """Settings of a deployment that only this test knows: own topic prefix, Redis namespace, consumer group and data directory.
+
+    The compiled kernels in it are those of all tests: compiling them anew for every command costs 20 s of CPU.
+    """
     from pydantic import SecretStr
 
     from streams.settings import Settings
 
     own = f"t{uuid.uuid4().hex[:10]}"
+    kernels = Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream").resolve() / "numba"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "numba").symlink_to(kernels)
     return Settings(
         kafka_bootstrap_servers=servers.kafka,
         redis_url=SecretStr(servers.redis),

@@ -30,12 +30,16 @@ def group() -> None:
     """Train, publish, look at and judge models."""
 
 
-def _facts(settings: Settings, from_topics: bool, events: list[Path] | None, mapping: str) -> list[Facts]:
+def _one_source(from_topics: bool, events: list[Path] | None) -> None:
     from proto.errors import BadUsage
-    from streams import training
 
     if from_topics == bool(events):
         raise BadUsage("say where the events are: --from-topics, or --events FILE (with --mapping)")
+
+
+def _facts(settings: Settings, from_topics: bool, events: list[Path] | None, mapping: str) -> list[Facts]:
+    from streams import training
+
     return training.from_topics(settings) if from_topics else training.from_files(events or [], mapping, settings)
 
 
@@ -84,6 +88,14 @@ def train(
     """
     import time
 
+    from proto.errors import BadUsage
+
+    # What is wrong with the command is said before seconds go into imports.
+    if not 0 < medium < high < 1:
+        raise BadUsage(f"--medium {medium:g} --high {high:g}: needs 0 < medium < high < 1")
+    _one_source(from_topics, events)
+    split_ms = _day(split)
+
     from features.window import DAY_MS
     from models import registry
     from models.dataset import build, concatenate
@@ -91,19 +103,16 @@ def train(
     from models.split import Split
     from models.train import Options
     from models.train import train as fit
-    from proto.errors import BadUsage
     from streams.console import Console
     from streams.settings import load
 
     begin = time.monotonic()
-    if not 0 < medium < high < 1:
-        raise BadUsage(f"--medium {medium:g} --high {high:g}: needs 0 < medium < high < 1")
     settings = load()
     console = Console(json_output=json_output)
     parts = _facts(settings, from_topics, events, mapping)
     first, newest = _bounds(parts)
     label = Label(label_days, active_days)
-    plan = Split(_day(split), first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS, newest, label)
+    plan = Split(split_ms, first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS, newest, label)
     cutoffs = [*plan.train_cutoffs(), *plan.test_cutoffs()]
     rows = concatenate(
         [build(part.customers, part.facts, label, cutoffs, events=(plan.first, plan.train_last), known_to_ms=newest) for part in parts]
@@ -242,6 +251,9 @@ def evaluate(
 
     The interval is a bootstrap over customers. --scores joins the live scores of active customers since the split to the same label.
     """
+    _one_source(from_topics, events)
+    at = _day(split)
+
     import numpy as np
 
     from features.catalog import NAMES
@@ -261,7 +273,6 @@ def evaluate(
     parts = _facts(settings, from_topics, events, mapping)
     _, newest = _bounds(parts)
     label = Label(label_days, active_days)
-    at = _day(split)
     plan = Split(at, at - label.horizon_ms, newest, label)
     cutoffs = plan.test_cutoffs()
     if not cutoffs:
