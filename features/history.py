@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ from features.kernel import (
     write,
     written_size,
 )
-from features.state import CHUNK, Customer, damage, decode, encode, join
+from features.state import ALERT_SHIFT, BAND_MASK, CHUNK, Customer, damage, decode, encode, join
 from features.store import CustomerState, CustomerWrite, Offsets, digests
 from features.window import D90
 from proto.errors import StateDamaged
@@ -49,6 +49,7 @@ from proto.errors import StateDamaged
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -59,6 +60,9 @@ CUSTOMER_WEIGHT: Final = 8
 _EVICT_TO: Final = 0.9
 _MOST_SINCE: Final = 100_000  # digests kept as Python numbers before they join the array: 60 bytes each instead of 8
 _NEUTRAL: Final = empty()
+_MASK: Final = np.uint8(BAND_MASK)
+_SHIFT: Final = np.uint8(ALERT_SHIFT)
+_FLOORS: Final = np.full(BAND_MASK + 1, np.inf)
 
 
 class Outcome(IntEnum):
@@ -82,6 +86,14 @@ class Step:
     late: BoolArray  # (n,) taken in before the customer's newest fact
     rows: IntArray  # (k,) indices of the SCORED facts
     vectors: FloatArray  # (k, N_FEATURES)
+
+
+class Noted(NamedTuple):
+    """What k scores replaced: band and alert band before each (0 when there was none), and the alert band after it; shape (k,)."""
+
+    former: ByteArray
+    former_alert: ByteArray
+    alert: ByteArray
 
 
 def _table(slots: int, rows: int, places: int) -> Table:
@@ -276,27 +288,43 @@ class Histories:
         vectors: FloatArray = self._t.vectors[self._of(customers)]
         return vectors
 
-    def note_scores(self, customers: Sequence[str], probability: FloatArray, band: ByteArray, at_ms: IntArray) -> ByteArray:
+    def note_scores(
+        self, customers: Sequence[str], probability: FloatArray, band: ByteArray, at_ms: IntArray, floors: DoubleArray = _FLOORS
+    ) -> Noted:
         """Remember each score as its customer's last, in this order; a customer may occur again.
 
-        Returns the band each one replaces (0 when there was none).
+        floors: per band code the probability below which a customer alerted at that band falls back, shape (4,); by default
+        the alert band follows the band of every score.
         """
         slots = self._of(customers)
-        former = np.empty(len(slots), np.uint8)
+        former, alert = np.empty(len(slots), np.uint8), np.empty(len(slots), np.uint8)
         note_scores(
             self._t,
             slots,
             np.require(probability, np.float32, ["C", "W"]),
             np.require(band, np.uint8, ["C", "W"]),
             np.require(at_ms, np.int64, ["C", "W"]),
+            np.require(floors, np.float64, ["C", "W"]),
             former,
+            alert,
         )
-        return former
+        return Noted(former & _MASK, former >> _SHIFT & _MASK, alert)
+
+    def restore_scores(
+        self, customers: Sequence[str], probability: FloatArray, band: ByteArray, alert_band: ByteArray, at_ms: IntArray
+    ) -> None:
+        """Take over scores that were made before, each with its alert band; the last one of a customer stays."""
+        slots = self._of(customers)
+        t = self._t
+        t.probability[slots] = probability
+        t.band[slots] = band | alert_band << _SHIFT
+        t.score_at[slots] = at_ms
+        t.places[slots, DIRTY] = 1
 
     def last_scores(self, customers: Sequence[str]) -> tuple[FloatArray, ByteArray, IntArray]:
         """Probability, band and event time (ms) of each customer's last score; NaN, 0 and NONE when there was none."""
         slots = self._of(customers)
-        return self._t.probability[slots], self._t.band[slots], self._t.score_at[slots]
+        return self._t.probability[slots], self._t.band[slots] & _MASK, self._t.score_at[slots]
 
     def changes(self, customers: Sequence[str]) -> list[CustomerWrite]:
         """What the store lacks of these (distinct) customers: main, changed closed chunks, chunk numbers that left.
@@ -387,8 +415,9 @@ class Histories:
                 self.carry(customer),
                 t.vectors[slot].copy(),
                 float(t.probability[slot]),
-                int(t.band[slot]),
+                int(t.band[slot]) & BAND_MASK,
                 int(t.score_at[slot]),
+                int(t.band[slot]) >> ALERT_SHIFT & BAND_MASK,
             )
         )
 

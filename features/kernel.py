@@ -34,13 +34,14 @@ from features.catalog import N_FEATURES
 from features.compiled import kernel, types
 from features.facts import DAY_MS, ID, KIND, MAX_SUM_MINOR, NONE, OFFSET, PROFILE, TIME, VALUE, WIDTH, D
 from features.index import find, put, remove
-from features.state import CHUNK, MAX_CHUNK_BYTES, MAX_MAIN_BYTES, decode_parts, encode_chunk, encode_main
+from features.state import ALERT_SHIFT, BAND_MASK, CHUNK, MAX_CHUNK_BYTES, MAX_MAIN_BYTES, decode_parts, encode_chunk, encode_main
 from features.vector import evaluate
 from features.window import D90, HORIZON_MS, LIFE
 
 IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 SCORED, IS_PROFILE, DUPLICATE, DUPLICATE_CONFLICT, TOO_LATE, AMOUNT_RANGE, SKIPPED = range(7)
@@ -608,13 +609,29 @@ def read(
     return slots.shape[0], 0
 
 
-@kernel(_VOID(_TABLE, _I1, _F1, _U1, _I1, _U1))
-def note_scores(t: Table, slots: IntArray, probability: FloatArray, band: ByteArray, at: IntArray, former: ByteArray) -> None:
-    """Remember the last score of each slot, in order; former: the band before each."""
+@kernel(_VOID(_TABLE, _I1, _F1, _U1, _I1, types.float64[::1], _U1, _U1))
+def note_scores(
+    t: Table,
+    slots: IntArray,
+    probability: FloatArray,
+    band: ByteArray,
+    at: IntArray,
+    floors: DoubleArray,
+    former: ByteArray,
+    alert: ByteArray,
+) -> None:
+    """Remember the last score of each slot, in order; former: the band byte before each, alert: the alert band after each.
+
+    The alert band rises with the band at once, and falls to it when the probability is below floors[alert band], shape (4,).
+    """
     for j in range(slots.shape[0]):
         s = slots[j]
         former[j] = t.band[s]
+        level = (former[j] >> ALERT_SHIFT) & BAND_MASK
+        if band[j] > level or (band[j] != 0 and np.float64(probability[j]) < floors[level]):
+            level = band[j]
+        alert[j] = level
         t.probability[s] = probability[j]
-        t.band[s] = band[j]
+        t.band[s] = band[j] | (level << ALERT_SHIFT)
         t.score_at[s] = at[j]
         t.places[s, DIRTY] = 1

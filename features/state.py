@@ -49,6 +49,10 @@ IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
+BAND_MASK: Final = 3
+ALERT_SHIFT: Final = 2
+"""A score is stored with one byte for two bands: the score's own in bits 0 and 1, the one last alerted in bits 2 and 3."""
+
 _LAYOUT_TAG: Final = int(LAYOUT_HASH[:4], 16)
 _HAS_CARRY: Final = 1
 _HAS_SCORE: Final = 2
@@ -601,6 +605,7 @@ class Customer:
     probability: float  # NaN when never scored
     band: int
     score_at: int  # event time of the last score, NONE when never scored
+    alert_band: int = 0  # the band after the last alert (scoring.bands), 0 when no model has scored yet
 
 
 def encode(customer: Customer) -> CustomerState:
@@ -608,7 +613,8 @@ def encode(customer: Customer) -> CustomerState:
     facts = np.ascontiguousarray(customer.facts, np.int64)
     base, length = int(customer.carry[BASE]), len(facts)
     out = np.empty(max(MAX_MAIN_BYTES, MAX_CHUNK_BYTES), np.uint8)
-    size = encode_main(facts, 0, length, customer.carry, customer.vector, customer.probability, customer.band, customer.score_at, out, 0)
+    bands = customer.band | customer.alert_band << ALERT_SHIFT
+    size = encode_main(facts, 0, length, customer.carry, customer.vector, customer.probability, bands, customer.score_at, out, 0)
     main = out[:size].tobytes()
     chunks = []
     for number in range(base // CHUNK, (base + length) // CHUNK):
@@ -640,7 +646,8 @@ def decode(state: CustomerState, customer: str = "") -> Customer:
     length, probability, band, score_at = decode_parts(buffer, bounds, 0, parts, facts, 0, carry, vector)
     if length < 0:
         raise damage(int(length), customer, state.main)
-    return Customer(facts[:length].copy(), carry, vector, float(probability), int(band), int(score_at))
+    own, alerted = int(band) & BAND_MASK, int(band) >> ALERT_SHIFT & BAND_MASK
+    return Customer(facts[:length].copy(), carry, vector, float(probability), own, int(score_at), alerted)
 
 
 def damage(error: int, customer: str, main: bytes) -> ChainBroken:

@@ -15,6 +15,7 @@ BANDS: Final = ("unknown", "low", "medium", "high")
 """Band by code; 0 marks a fallback score, and "no score yet" in stored state."""
 
 Offset = Annotated[int, Field(ge=-1)]
+Band = Literal["low", "medium", "high", "unknown"]
 
 
 class _Record(BaseModel):
@@ -52,7 +53,10 @@ class ScoreRecord(_Record):
     at: int = Field(description="Instant the vector is evaluated at: max(event_time, the customer's newest). Epoch ms.")
     scored_at: int = Field(description="Wall clock of the worker, epoch ms.")
     probability: float = Field(ge=0, le=1, description="Calibrated probability of churn; the float32 value written in full.")
-    band: Literal["low", "medium", "high", "unknown"] = Field(description="unknown: a fallback.")
+    band: Band = Field(description="unknown: a fallback.")
+    alert_band: Band = Field(
+        "unknown", description="The band the customer was last alerted at, this score included; unknown: no model has scored it yet."
+    )
     threshold_version: str
     model_name: str
     model_version: str
@@ -65,6 +69,40 @@ class ScoreRecord(_Record):
     supersedes: str | None = Field(description="score_id this one corrects; null here.")
     reasons: list[ScoreReason] = Field(description="Strongest first; empty where the band is low and has not moved.")
     reasons_method: Literal["saabas"]
+    source: Source
+    cut: dict[str, Offset] = Field(description="Per input topic the highest offset handled up to and including this event; -1 = none.")
+
+
+class AlertThresholds(_Record):
+    """Where the bands of the model begin; the edge itself belongs to the higher band."""
+
+    medium: float
+    high: float
+
+
+class AlertRecord(_Record):
+    """One record on `churn-alerts`, key = customer_id: the score that moved a customer from one alert band to another.
+
+    A higher band is alerted at once, a lower one when the probability is `hysteresis` below the threshold (at most half of it).
+    A first score that is low is no alert. Reader rule as for scores.
+    """
+
+    schema_version: Literal[1]
+    alert_id: str = Field(description="score_id of the score that crossed.")
+    customer_id: str
+    event_id: str
+    event_time: int = Field(description="Epoch ms.")
+    at: int = Field(description="Instant of the score, epoch ms.")
+    scored_at: int = Field(description="Wall clock of the worker, epoch ms.")
+    from_band: Band = Field(description="unknown: the customer's first score by a model.")
+    to_band: Literal["low", "medium", "high"] = Field(description="Also the band of the score.")
+    probability: float = Field(ge=0, le=1, description="The float32 value written in full.")
+    thresholds: AlertThresholds
+    hysteresis: float = Field(ge=0, description="CHURN_ALERT_HYSTERESIS, as probability.")
+    threshold_version: str
+    model_name: str
+    model_version: str
+    model_digest: str = Field(description="sha256 of the manifest, hexadecimal.")
     source: Source
     cut: dict[str, Offset] = Field(description="Per input topic the highest offset handled up to and including this event; -1 = none.")
 
@@ -93,6 +131,7 @@ class ModelAlias(_Record):
 
 OUTPUTS: Final[dict[str, type[BaseModel]]] = {
     "churn-scores": ScoreRecord,
+    "churn-alerts": AlertRecord,
     "churn-dead-letters": DeadLetter,
     "churn-models-alias": ModelAlias,
 }

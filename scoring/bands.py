@@ -1,5 +1,6 @@
 """Bands: the business word for a probability, by the two thresholds of the model's manifest."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -21,3 +22,13 @@ def bands(probability: npt.NDArray[np.floating], thresholds: Thresholds) -> npt.
     edges = np.array([thresholds.medium, thresholds.high])
     codes = np.array([LOW, MEDIUM, HIGH], np.uint8)
     return codes[np.searchsorted(edges, probability.astype(np.float64), side="right")]
+
+
+def floors(edges: Sequence[float], hysteresis: float) -> npt.NDArray[np.float64]:
+    """Per band code the probability below which a customer alerted at that band may be alerted at a lower one, shape (4,).
+
+    edges: of the medium and the high band, empty for a fallback. hysteresis: how far below the edge; half the edge at most,
+    so that every alert can end.
+    """
+    below = [edge - min(hysteresis, edge / 2) for edge in edges] or [np.inf, np.inf]
+    return np.array([np.inf, -np.inf, *below])

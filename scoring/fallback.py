@@ -22,6 +22,7 @@ class Fallback:
     version: Final = ""
     threshold_version: Final = ""
     reasons_method: Final = "saabas"
+    edges: tuple[float, ...] = ()
     layout_hash: Final = LAYOUT_HASH
 
     def __init__(self, probability: float) -> None:

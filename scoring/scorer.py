@@ -33,6 +33,7 @@ class Scorer:
         self.layout_hash = manifest.layout_hash
         self.threshold_version = manifest.thresholds.version
         self.reasons_method = manifest.reasons_method
+        self.edges = (manifest.thresholds.medium, manifest.thresholds.high)
         self._thresholds = manifest.thresholds
         self._session = Session(artifact.onnx)
         self._reasons = Reasons(artifact, money=money)

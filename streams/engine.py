@@ -21,9 +21,10 @@ from features.facts import PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
 from proto.errors import BadUsage, Fenced, InvariantBroken, Reason
+from scoring.bands import floors
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
-from streams.scores import Model, Scored, dead_letter_record, score_records
+from streams.scores import Model, Scored, alert_records, dead_letter_record, score_records
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +68,19 @@ class Sink(Protocol):
 
     def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None: ...
 
+    def alerts(self, partition: int, records: list[dict[str, Any]]) -> None: ...
+
     def flush(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """max_facts: bound of facts in memory over all partitions; reasons_top: reasons of a score."""
+    """max_facts: bound of facts in memory over all partitions; reasons_top: reasons of a score; alert_hysteresis: how far
+    (probability) below a threshold a band is left again."""
 
     max_facts: int
     reasons_top: int
+    alert_hysteresis: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,23 +289,34 @@ class Engine:
         with part("onnx"):
             probability = model.score(step.vectors)
             band = model.bands(probability)
-            former_band = histories.note_scores(scored_customers, probability, band, step.at[rows])
+            edges = floors(model.edges, self._settings.alert_hysteresis)
+            noted = histories.note_scores(scored_customers, probability, band, step.at[rows], edges)
         with part("reasons"):
-            reasons = model.reasons(step.vectors, band, former_band, self._settings.reasons_top)
+            reasons = model.reasons(step.vectors, band, noted.former, self._settings.reasons_top)
         outcome = np.full(len(batch), REJECTED, np.uint8)
         outcome[accepted] = step.outcome
         with part("encode"):
             source_rows = rows if picks is None else picks[rows]
-            records = score_records(
-                batch,
-                model,
-                work.scored_at_ms,
-                Scored(source_rows, scored_customers, step.at[rows], step.late[rows], step.vectors, probability, band, reasons),
+            scored = Scored(
+                source_rows,
+                scored_customers,
+                step.at[rows],
+                step.late[rows],
+                step.vectors,
+                probability,
+                band,
+                noted.former_alert,
+                noted.alert,
+                reasons,
             )
+            records = score_records(batch, model, work.scored_at_ms, scored)
+            alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.scored_at_ms, scored)
             letters = self._dead_letters(batch, outcome)
         self._reached("after_compute")
         with part("produce"):
             half = len(records) // 2
+            # Alerts first: the tail of the scores says what was emitted, so what belongs to a score should not come after it.
+            self._sink.alerts(batch.partition, alerts)
             self._sink.scores(batch.partition, records[:half])
             self._reached("half_produced")
             self._sink.scores(batch.partition, records[half:])
@@ -308,6 +324,7 @@ class Engine:
         work.customers = list(dict.fromkeys(customers))
         work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, batch.reason)
         work.counters = self._count(batch, outcome)
+        self._metrics.alerts.inc(len(alerts))
         self._metrics.late.inc(int(np.count_nonzero(step.late[rows])))
         if model.fallback:
             self._metrics.fallbacks.inc(len(rows))

@@ -133,10 +133,20 @@ class Worker:
             Fallback(s.fallback_probability),
             metrics,
         )
-        sink = KafkaSink(SinkSettings(self._client, s.prefixed("churn-scores"), s.prefixed("churn-dead-letters"), s.progress_timeout_s))
+        sink = KafkaSink(
+            SinkSettings(
+                self._client, s.prefixed("churn-scores"), s.prefixed("churn-dead-letters"), s.prefixed("churn-alerts"), s.progress_timeout_s
+            )
+        )
         reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), {"half_produced": sink.flush})
         engine = Engine(
-            EngineSettings(s.max_facts_in_memory, s.reasons_top), store, reload, sink, lambda: time.time_ns() // 1_000_000, metrics, reached
+            EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis),
+            store,
+            reload,
+            sink,
+            lambda: time.time_ns() // 1_000_000,
+            metrics,
+            reached,
         )
 
         name = f"{s.topic_prefix}churnstream-{secrets.token_hex(6)}"

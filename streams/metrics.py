@@ -49,6 +49,7 @@ class Metrics:
         self.applied = Gauge("churn_applied_offset", "Highest offset handled.", ["topic", "partition"], registry=self.registry)
         self.lag = Gauge("churn_lag_records", "Records known to exist and not yet handled.", ["partition"], registry=self.registry)
         self.batch = Histogram("churn_batch_events", "Events of one batch.", buckets=_BATCH_EVENTS, registry=self.registry)
+        self.alerts = Counter("churn_alerts", "Customers that moved to another alert band.", registry=self.registry)
         self.late = Counter("churn_events_late", "Scored events older than their customer's newest.", registry=self.registry)
         self.unconverted = Counter(
             "churn_amounts_unconverted", "Amounts left out for want of a rate; their events are counted.", registry=self.registry

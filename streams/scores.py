@@ -36,6 +36,11 @@ class Model(Protocol):
     @property
     def threshold_version(self) -> str: ...
     @property
+    def edges(self) -> Sequence[float]:
+        """Where the medium and the high band begin; nothing for a fallback."""
+        ...
+
+    @property
     def fallback(self) -> bool: ...
     @property
     def reasons_method(self) -> str: ...
@@ -64,6 +69,8 @@ class Scored:
     vectors: FloatArray
     probability: FloatArray
     band: ByteArray
+    former_alert: ByteArray  # band last alerted before the score
+    alert: ByteArray  # and with it
     reasons: Sequence[bytes]
 
 
@@ -75,7 +82,7 @@ def vector_hashes(vectors: FloatArray) -> list[str]:
 
 
 _HEAD: Final = (
-    b'{"score_id":"%%b-%d-%%d","customer_id":%%b,"event_id":%%b,"event_time":%%d,"at":%%d,"scored_at":%d,"probability":%%.17g,"band":"%%b",'
+    b'{"score_id":"%%b-%d-%%d","customer_id":%%b,"event_id":%%b,"event_time":%%d,"at":%%d,"scored_at":%d,"probability":%%.17g,"band":"%%b","alert_band":"%%b",'
     b'"threshold_version":%b,"model_name":%b,"model_version":%b,"model_digest":%b,"layout_hash":"%b","vector_hash":"%%b","cause":"event",'
     b'"late":%%b,"fallback":%b,"supersedes":null,"reasons":%%b,"reasons_method":%b,"source":{"topic":"%%b","partition":%d,"offset":%%d},'
     b'"cut":{%b},"schema_version":%d}'
@@ -83,6 +90,7 @@ _HEAD: Final = (
 _CUT: Final = b",".join(b'"%b":%%d' % name.encode() for name in TOPICS)
 _TOPIC_BYTES: Final = tuple(name.encode() for name in TOPICS)
 _BAND_BYTES: Final = tuple(band.encode() for band in BANDS)
+_LOW: Final = BANDS.index("low")
 _BOOL_BYTES: Final = (b"false", b"true")
 
 
@@ -120,6 +128,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
                 at,
                 probability,
                 _BAND_BYTES[band],
+                _BAND_BYTES[alert],
                 digest,
                 _BOOL_BYTES[late],
                 reasons,
@@ -128,7 +137,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
                 *cut,
             ),
         }
-        for row, customer, topic, offset, time, at, probability, band, digest, late, reasons, cut in zip(
+        for row, customer, topic, offset, time, at, probability, band, alert, digest, late, reasons, cut in zip(
             rows.tolist(),
             scored.customers,
             topics,
@@ -137,6 +146,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
             scored.at.tolist(),
             scored.probability.tolist(),
             scored.band.tolist(),
+            scored.alert.tolist(),
             [digest.encode() for digest in vector_hashes(scored.vectors)],
             scored.late.tolist(),
             scored.reasons,
@@ -144,6 +154,42 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
             strict=True,
         )
     ]
+
+
+def alert_records(batch: Batch, model: Model, hysteresis: float, scored_at_ms: int, scored: Scored) -> list[dict[str, Any]]:
+    """The alerts among the scores of a batch, as {"key", "value"} in merge order; a pure function of its arguments."""
+    former, alert = scored.former_alert, scored.alert
+    crossed = np.flatnonzero((former != alert) & ((former != 0) | (alert > _LOW)))
+    if not len(crossed):
+        return []
+    cuts = batch.cuts()
+    edges = dict(zip(BANDS[_LOW + 1 :], model.edges, strict=False))
+    records = []
+    for i in crossed.tolist():
+        row = int(scored.rows[i])
+        source = {"topic": TOPICS[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "alert_id": f"{source['topic']}-{source['partition']}-{source['offset']}",
+            "customer_id": scored.customers[i],
+            "event_id": batch.event_id[row],
+            "event_time": int(batch.facts[row, TIME]),
+            "at": int(scored.at[i]),
+            "scored_at": scored_at_ms,
+            "from_band": BANDS[former[i]],
+            "to_band": BANDS[alert[i]],
+            "probability": float(scored.probability[i]),
+            "thresholds": edges,
+            "hysteresis": hysteresis,
+            "threshold_version": model.threshold_version,
+            "model_name": model.name,
+            "model_version": model.version,
+            "model_digest": model.digest,
+            "source": source,
+            "cut": dict(zip(TOPICS, cuts[row].tolist(), strict=True)),
+        }
+        records.append({"key": scored.customers[i], "value": msgspec.json.encode(body)})
+    return records
 
 
 def dead_letter_record(batch: Batch, row: int, reason: Reason, cut: Sequence[int]) -> dict[str, Any]:

@@ -136,6 +136,12 @@ class Settings(BaseSettings):
 
     # Scores
     fallback_probability: float = Field(0.5, ge=0, le=1, description="Probability of a score made while no model is loaded.")
+    alert_hysteresis: float = Field(
+        0.02,
+        ge=0,
+        le=0.5,
+        description="How far below a threshold the probability must fall before the lower band is alerted (probability).",
+    )
     reasons_top: int = Field(3, ge=0, le=20, description="Reasons given with a score (count).")
 
     # Embedded servers

@@ -22,6 +22,7 @@ class SinkSettings:
     client: Mapping[str, Any]
     scores: str
     dead_letters: str
+    alerts: str
     timeout_s: float
 
 
@@ -61,6 +62,10 @@ class KafkaSink:
     def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None:
         """Queue dead letters of one partition, in order."""
         self._queue(self._settings.dead_letters, partition, records)
+
+    def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
+        """Queue alerts of one partition, in order."""
+        self._queue(self._settings.alerts, partition, records)
 
     def flush(self) -> None:
         """Wait until everything queued is acknowledged. Raises DependencyUnreachable when something was not."""

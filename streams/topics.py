@@ -56,7 +56,7 @@ TABLE: Final = (
     Topic("support-tickets", "tickets and satisfaction; key = customer", INPUT_MAX_BYTES, append_time=True),
     Topic("customer-profiles", "what is known of a customer; latest per key stays", INPUT_MAX_BYTES, retained=False, append_time=True),
     Topic(SCORES, "one score per event; partition = the event's"),
-    Topic(ALERTS, "scores whose band rose; partition = the event's"),
+    Topic(ALERTS, "customers that moved to another band; partition = the event's"),
     Topic(DEAD_LETTERS, "records that could not be used, with the reason and the bytes", DEAD_LETTER_MAX_BYTES),
     Topic(MODELS, "artifacts and aliases; read by every worker from the beginning", MODEL_MAX_BYTES, partitions=1, retained=False),
 )

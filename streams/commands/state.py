@@ -77,7 +77,14 @@ def describe(customer: Customer, facts: int) -> dict[str, Any]:
     scored = not isnan(customer.probability)
     return {
         "kept_facts": len(customer.facts),
-        "score": {"probability": customer.probability, "band": BANDS[customer.band], "at": _utc(customer.score_at)} if scored else None,
+        "score": {
+            "probability": customer.probability,
+            "band": BANDS[customer.band],
+            "alert_band": BANDS[customer.alert_band],
+            "at": _utc(customer.score_at),
+        }
+        if scored
+        else None,
         "features": {name: None if isnan(value) else value for name, value in zip(NAMES, vector, strict=True)},
         "facts": [
             {

@@ -15,7 +15,7 @@ from features.catalog import N_FEATURES, NAMES
 from features.facts import DAY_MS, ID, KIND, KINDS, MAX_AMOUNT_MINOR, NONE, OFFSET, TIME, VALUE, WIDTH, A
 from features.history import CUSTOMER_WEIGHT, Histories, Outcome, Step, digest, vectors
 from features.kernel import ENTRIES, KEPT
-from features.state import CHUNK
+from features.state import CHUNK, decode
 from features.store import CustomerState, CustomerWrite
 from features.window import HORIZON_MS, HOUR_MS
 from proto.errors import ChainBroken
@@ -389,15 +389,22 @@ def test_last_scores_stay_with_their_customer() -> None:
     handle(histories, fact("login", NOON), customer="b")
     assert [x.tolist()[0] for x in histories.last_scores(["a"])[1:]] == [0, NONE]
     assert np.isnan(histories.last_scores(["a"])[0][0])
-    former = histories.note_scores(
-        ["a", "b", "a"], np.array([0.1, 0.2, 0.9], np.float32), np.array([1, 2, 3], np.uint8), np.array([5, 6, 7], np.int64)
-    )
-    assert former.tolist() == [0, 0, 1]
+    scores = np.array([0.1, 0.2, 0.9], np.float32), np.array([1, 2, 3], np.uint8), np.array([5, 6, 7], np.int64)
+    noted = histories.note_scores(["a", "b", "a"], *scores)
+    assert [x.tolist() for x in noted] == [[0, 0, 1], [0, 0, 1], [1, 2, 3]]
     loaded = Histories()
     loaded.load(["a"], [histories.state("a")])
     for held in (histories, loaded):
         probability, band, at = held.last_scores(["a"])
         assert (probability[0], band[0], at[0]) == (np.float32(0.9), 3, 7)
+        assert decode(held.state("a")).alert_band == 3
+    floors = np.array([np.inf, -np.inf, 0.2, 0.5])
+    lower = np.array([0.5, 0.49, 0.2, 0.19], np.float32), np.array([2, 2, 1, 1], np.uint8), np.arange(4)
+    noted = loaded.note_scores(["a"] * 4, *lower, floors)
+    assert [x.tolist() for x in noted] == [[3, 2, 2, 1], [3, 3, 2, 2], [3, 2, 2, 1]]  # 0.2 lies between float32 0.2 and the floor
+    loaded.restore_scores(["a", "a"], lower[0][:2], lower[1][:2], np.array([1, 3], np.uint8), np.arange(2))
+    assert decode(loaded.state("a")).alert_band == 3
+    assert loaded.last_scores(["a"])[1].tolist() == [2]
     assert loaded.last_vectors(["a"]).tobytes() == histories.last_vectors(["a"]).tobytes()
 
 

@@ -60,13 +60,18 @@ def customer(rng: np.random.Generator, length: int, *, base: int = 0, wild: bool
         facts[:, A : A + 4][rng.random((length, 4)) < 0.3] = 0
         facts[rng.random(length) < 0.3, VALUE] = NONE
         vector = rng.integers(0, 2**32, N_FEATURES, np.uint32).view(np.float32)
-        score = (float(np.float32(rng.random())), int(rng.integers(0, 256)), int(rng.integers(INT64.min + 1, INT64.max)))
+        score = (
+            float(np.float32(rng.random())),
+            int(rng.integers(0, 4)),
+            int(rng.integers(INT64.min + 1, INT64.max)),
+            int(rng.integers(0, 4)),
+        )
     else:
         facts = ordinary_facts(rng, length)
         vector = np.where(rng.random(N_FEATURES) < 0.5, rng.integers(0, 400, N_FEATURES), rng.lognormal(3, 2, N_FEATURES)).astype(
             np.float32
         )
-        score = (0.25, 1, int(facts[-1, TIME]) if length else 1_700_000_000_000)
+        score = (0.25, 1, int(facts[-1, TIME]) if length else 1_700_000_000_000, 2)
     vector[rng.random(N_FEATURES) < 0.2] = 0.0
     vector[rng.random(N_FEATURES) < 0.2] = NAN
     carry = empty()
@@ -80,7 +85,7 @@ def customer(rng: np.random.Generator, length: int, *, base: int = 0, wild: bool
             carry[NEWEST:PROFILE_AT:3] = rng.choice([INT64.min, INT64.max, 0, -1], len(range(NEWEST, PROFILE_AT, 3)))
     if not scored:
         vector[:] = NAN
-        score = (float("nan"), 0, NONE)
+        score = (float("nan"), 0, NONE, 0)
     return Customer(facts, carry, vector, *score)
 
 
@@ -111,7 +116,7 @@ def same(one: Customer, other: Customer) -> bool:
         and np.array_equal(one.carry, other.carry)
         and one.vector.tobytes() == other.vector.tobytes()
         and (one.probability == other.probability or (np.isnan(one.probability) and np.isnan(other.probability)))
-        and (one.band, one.score_at) == (other.band, other.score_at)
+        and (one.band, one.score_at, one.alert_band) == (other.band, other.score_at, other.alert_band)
     )
 
 
@@ -142,7 +147,7 @@ def test_the_index_bits_above_the_kind_are_not_stored() -> None:
     one = customer(np.random.default_rng(1), 70)
     marked = one.facts.copy()
     marked[:, KIND] |= 0x1E0
-    assert encode(Customer(marked, one.carry, one.vector, one.probability, one.band, one.score_at)) == encode(one)
+    assert encode(Customer(marked, one.carry, one.vector, one.probability, one.band, one.score_at, one.alert_band)) == encode(one)
 
 
 def test_facts_that_left_are_skipped_in_a_chunk_written_before() -> None:
@@ -151,7 +156,7 @@ def test_facts_that_left_are_skipped_in_a_chunk_written_before() -> None:
     before = encode(whole)
     for gone in (1, 63, 64, 65, 100, 127, 128, 191, 192, 199, 200):
         carry = customer(rng, 0, base=gone).carry
-        left = Customer(whole.facts[gone:], carry, whole.vector, whole.probability, whole.band, whole.score_at)
+        left = Customer(whole.facts[gone:], carry, whole.vector, whole.probability, whole.band, whole.score_at, whole.alert_band)
         main = encode(left).main
         chunks = before.chunks[gone // CHUNK :]
         assert same(decode(CustomerState(main, chunks)), left), gone
@@ -200,7 +205,7 @@ def test_the_size_is_what_was_aimed_at() -> None:
                     carry[MEASURE : MEASURE + 12] = rng.integers(0, 200_000, 12)
                     carry[NEWEST : NEWEST + 6] = 1_690_000_000_000 - rng.integers(0, 10**9, 6)
                     carry[FIRST : FIRST + 6] = 1_650_000_000_000 + rng.integers(0, 10**9, 6)
-                    one = Customer(one.facts, carry, one.vector, one.probability, one.band, one.score_at)
+                    one = Customer(one.facts, carry, one.vector, one.probability, one.band, one.score_at, one.alert_band)
                 state = encode(one)
                 sizes.append(len(state.main) + sum(map(len, state.chunks)))
             assert np.mean(sizes) <= per_fact * length + 200 + 4 * N_FEATURES, (length, base)
@@ -452,10 +457,10 @@ def documented(state: CustomerState) -> Customer:
     assert len(state.chunks) == closed
     open_facts = documented_facts(main, count)
     facts += open_facts
-    probability, band, score_at = float("nan"), 0, NONE
+    probability, bands, score_at = float("nan"), 0, NONE
     if flags & 2:
         probability = float(np.frombuffer(main.take(4).to_bytes(4, "little"), np.float32)[0])
-        band = main.take(1)
+        bands = main.take(1)
         score_at = _wrap(main.zigzag() + (open_facts[-1][0] if open_facts else 0))
     vector = np.full(N_FEATURES, NAN, np.float32)
     if flags & 4:
@@ -487,7 +492,7 @@ def documented(state: CustomerState) -> Customer:
                     origin = int(carry[column - FIRST + NEWEST])
                 carry[column] = _wrap(main.zigzag() + (0 if origin == NONE else origin))
     assert main.data == b""
-    return Customer(np.array(facts, np.int64).reshape(-1, WIDTH), carry, vector, probability, band, score_at)
+    return Customer(np.array(facts, np.int64).reshape(-1, WIDTH), carry, vector, probability, bands & 3, score_at, bands >> 2)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pytest
 
 from features.facts import DAY_MS, TOPICS
-from features.history import digest, vectors
+from features.history import Histories, digest, vectors
 from features.memory_store import MemoryStore
 from proto.errors import ArtifactRejected, Fenced, InvariantBroken
-from proto.scores import BANDS, DeadLetter, ScoreRecord
+from proto.scores import BANDS, AlertRecord, DeadLetter, ScoreRecord
+from scoring.bands import floors
 from scoring.fallback import Fallback
 from streams.codec import Decoder
 from streams.engine import Engine, EngineSettings, Result
@@ -57,6 +58,7 @@ class Log:
 
     written: list[tuple[str, bytes]] = field(default_factory=list)
     letters: list[bytes] = field(default_factory=list)
+    alerted: list[tuple[str, bytes]] = field(default_factory=list)
     queued: list[tuple[str, bytes]] = field(default_factory=list)
     flushes: int = 0
     fail_at: int = -1
@@ -66,6 +68,9 @@ class Log:
 
     def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None:
         self.letters += [record["value"] for record in records]
+
+    def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
+        self.alerted += [(record["key"], record["value"]) for record in records]
 
     def flush(self) -> None:
         self.flushes += 1
@@ -121,6 +126,23 @@ class Constant(Fallback):
         return np.full(len(probability), self._band, np.uint8)
 
 
+class Scattered(Fallback):
+    """A model whose probability is a digest of the vector: anything, but always the same."""
+
+    fallback = False  # type: ignore[misc]  # a model for tests on the fallback's surface
+
+    def __init__(self, name: str, medium: float, high: float) -> None:
+        super().__init__(0.5)
+        self.digest = self.version = self.threshold_version = name  # type: ignore[misc]  # as above
+        self.edges = (medium, high)
+
+    def score(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.array([int(text[:4], 16) / 65_536 for text in vector_hashes(vectors)], np.float32)
+
+    def bands(self, probability: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+        return np.searchsorted(self.edges, probability.astype(np.float64), side="right").astype(np.uint8) + np.uint8(1)
+
+
 @dataclass(slots=True)
 class Shelf:
     """Models by digest, and which one is in force."""
@@ -138,7 +160,13 @@ class Shelf:
 
 
 def shelf() -> Shelf:
-    models: list[Model] = [Fallback(0.5), Constant("one", 0.25, "low"), Constant("two", 0.75, "high")]
+    models: list[Model] = [
+        Fallback(0.5),
+        Constant("one", 0.25, "low"),
+        Constant("two", 0.75, "high"),
+        Scattered("three", 0.3, 0.6),
+        Scattered("four", 0.5, 0.55),
+    ]
     return Shelf({model.digest: model for model in models})
 
 
@@ -146,9 +174,9 @@ def decoder() -> Decoder:
     return Decoder(currency="EUR", rates={"USD": Decimal("0.9")}, future_ms=300_000, max_bytes=1_000_000, digest_key=b"k")
 
 
-def engine_on(store: MemoryStore, log: Log, models: Shelf | None = None, *, max_facts: int = 100_000) -> Engine:
+def engine_on(store: MemoryStore, log: Log, models: Shelf | None = None, *, max_facts: int = 100_000, hysteresis: float = 0.02) -> Engine:
     ticks: Iterator[int] = iter(range(NOW_MS, NOW_MS + 1_000_000))
-    return Engine(EngineSettings(max_facts, 3), store, models or shelf(), log, lambda: next(ticks), Metrics())
+    return Engine(EngineSettings(max_facts, 3, hysteresis), store, models or shelf(), log, lambda: next(ticks), Metrics())
 
 
 World = list[list[Message]]
@@ -343,6 +371,83 @@ def test_an_open_batch_is_repeated_with_its_model_and_clock() -> None:
     assert {record["model_digest"] for record in later} == {"two"}
     assert {record["band"] for record in later} == {"high"}
     del models.known["one"]
+
+
+def alerts_by_hand(records: Sequence[dict[str, Any]], models: Shelf, hysteresis: float) -> list[tuple[str, str, str]]:
+    """Alerts of score records, told slowly: (id, band before, band after)."""
+    order = ("low", "medium", "high")
+    last: dict[str, str] = {}
+    alerts = []
+    for record in records:
+        band, customer, probability = record["band"], record["customer_id"], record["probability"]
+        if band != "unknown":
+            before = last.get(customer)
+            if before is None:
+                last[customer] = band
+                if band != "low":
+                    alerts.append((record["score_id"], "unknown", band))
+            else:
+                rises = order.index(band) > order.index(before)
+                edge = dict(zip(order[1:], models.known[record["model_digest"]].edges, strict=True))
+                falls = band != before and not rises and probability < edge[before] - min(hysteresis, edge[before] / 2)
+                if rises or falls:
+                    last[customer] = band
+                    alerts.append((record["score_id"], before, band))
+        assert record["alert_band"] == last.get(customer, "unknown")
+    return alerts
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_alerts_are_the_crossings_and_dying_adds_and_loses_none(seed: int) -> None:
+    random = Random(seed)
+    topics = world(100 + seed, events=300, customers=random.choice([2, 12]))
+    models = shelf()
+    hysteresis = random.choice([0.0, 0.02, 0.1, 0.5])
+    store, log = DyingStore(), Log()
+    for life in range(1_000):
+        # The model depends on the life, so a crash in mid-stream also switches it.
+        models.now = random.choice(["", "three", "three", "four"])
+        name = random.choice(["intend", "apply"])
+        store.deaths = [(f"{random.choice(['before', 'after'])} {name}", store.calls[name] + random.randint(1, 4))]
+        engine = engine_on(store, log, models, max_facts=random.choice([1, 100_000]), hysteresis=hysteresis)
+        try:
+            run(engine, start(engine, topics, f"n{life}"), size=random.randint(5, 60))
+        except Died:
+            log.queued.clear()
+            continue
+        break
+    alerts = [AlertRecord.model_validate_json(value) for _, value in log.alerted]
+    by_id = {alert.alert_id: alert for alert in alerts}
+    assert len({value for _, value in log.alerted}) == len(by_id)  # what came twice is equal to the byte
+    kept = first_wins(log.records())
+    expected = alerts_by_hand(kept, models, hysteresis)
+    assert [(alert.alert_id, alert.from_band, alert.to_band) for alert in by_id.values()] == expected
+    scores = {record["score_id"]: record for record in kept}
+    for key, value in log.alerted:
+        alert = json.loads(value)
+        score = scores[alert["alert_id"]]
+        shared = set(alert) & set(score)
+        assert {"customer_id", "at", "cut", "source", "probability", "model_digest", "scored_at", "threshold_version"} <= shared
+        assert {name: alert[name] for name in shared} == {name: score[name] for name in shared}
+        assert (key, alert["to_band"]) == (score["customer_id"], score["band"])
+
+
+def test_a_probability_that_trembles_at_a_threshold_alerts_once() -> None:
+    random = Random(1)
+    histories = Histories(create=True)
+    histories.ensure(["a"])
+    trembling = np.array([0.6 + random.uniform(-0.019, 0.019) for _ in range(1_000)], np.float32)
+    band = np.where(trembling >= 0.6, 3, 2).astype(np.uint8)
+    assert np.count_nonzero(np.diff(band)) > 300
+    noted = histories.note_scores(["a"] * 1_000, trembling, band, np.arange(1_000), floors((0.3, 0.6), 0.02))
+    assert np.count_nonzero(noted.former_alert != noted.alert) == 2  # first medium, then high for good
+    noted = histories.note_scores(["a"] * 1_000, trembling, band, np.arange(1_000), floors((0.3, 0.6), 0.0))
+    assert np.count_nonzero(noted.former_alert != noted.alert) > 300
+
+
+def test_every_alert_can_end() -> None:
+    assert floors((0.01, 0.03), 0.02).tolist() == [np.inf, -np.inf, 0.005, 0.015]
+    assert floors((), 0.02).tolist() == [np.inf, -np.inf, np.inf, np.inf]
 
 
 def test_a_model_is_switched_only_between_two_batches() -> None:
