@@ -51,6 +51,7 @@ class _Score(msgspec.Struct, gc=False):
     model_digest: str
     layout_hash: str
     vector_hash: str
+    alert_band: str = ""  # version 0.1.0 wrote none
 
 
 class _Letter(msgspec.Struct, gc=False):
@@ -67,6 +68,7 @@ class Emitted:
     letter: BoolArray  # (n,) a dead letter
     probability: npt.NDArray[np.float32]
     band: npt.NDArray[np.uint8]
+    alert: npt.NDArray[np.uint8]  # alert band
     at: IntArray
     scored_at: IntArray
     model: npt.NDArray[np.object_]
@@ -112,6 +114,7 @@ def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage
         letter=np.zeros(n, np.bool_),
         probability=np.array([score.probability for score in scores], np.float32),
         band=np.array([_BAND[score.band] for score in scores], np.uint8),
+        alert=np.array([_BAND[score.alert_band or score.band] for score in scores], np.uint8),
         at=np.array([score.at for score in scores], np.int64),
         scored_at=np.array([score.scored_at for score in scores], np.int64),
         model=np.array([score.model_digest for score in scores], np.object_),
@@ -134,6 +137,7 @@ def _letters(decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessa
         letter=np.ones(n, np.bool_),
         probability=np.full(n, np.nan, np.float32),
         band=np.zeros(n, np.uint8),
+        alert=np.zeros(n, np.uint8),
         at=np.full(n, -1, np.int64),
         scored_at=np.full(n, -1, np.int64),
         model=np.full(n, "", np.object_),

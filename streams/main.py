@@ -135,7 +135,7 @@ class Worker:
         )
         sink = KafkaSink(
             SinkSettings(
-                self._client, s.prefixed("churn-scores"), s.prefixed("churn-dead-letters"), s.prefixed("churn-alerts"), s.progress_timeout_s
+                self._client, s.prefixed("churn-scores"), s.prefixed("churn-dead-letters"), s.progress_timeout_s, s.prefixed("churn-alerts")
             )
         )
         reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), {"half_produced": sink.flush})

@@ -404,7 +404,7 @@ class _Replay:
                 there = place[rows]
                 names = customers if len(rows) == len(customers) else [customers[i] for i in scored.tolist()]
                 with part("scores"):
-                    histories.note_scores(names, block.probability[there], block.band[there], block.at[there])
+                    histories.restore_scores(names, block.probability[there], block.band[there], block.alert[there], block.at[there])
                 model = str(block.model[there[-1]])
                 with part("compare"):
                     apart = _apart(vectors, step.at[scored], block, there)

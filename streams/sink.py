@@ -22,8 +22,8 @@ class SinkSettings:
     client: Mapping[str, Any]
     scores: str
     dead_letters: str
-    alerts: str
     timeout_s: float
+    alerts: str
 
 
 class KafkaSink:

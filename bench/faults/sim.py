@@ -19,7 +19,7 @@ from bench.faults.sim_broker import Broker
 from bench.faults.sim_check import Output, check_partition, inputs_of, read
 from bench.faults.sim_redis import Broken, ModelRedis
 from bench.faults.sim_schedule import Scheduler
-from bench.faults.sim_worker import DEAD_LETTERS, SCORES, Process, World, clients_of_the_simulation, decoder, models
+from bench.faults.sim_worker import ALERTS, DEAD_LETTERS, SCORES, Process, World, clients_of_the_simulation, decoder, models
 from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, size_of
 from features.facts import TOPICS
 from proto.errors import Reason
@@ -62,7 +62,7 @@ class Run:
         size = size_of(world_random)
         self.arrivals = arrivals(world_random, size)
         self.schedule = Scheduler(str(seed), START_MS, keep_trace=keep_trace)
-        self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS), PARTITIONS, Random(f"{seed}/broker"))
+        self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS, ALERTS), PARTITIONS, Random(f"{seed}/broker"))
         self.redis = ModelRedis(self.schedule, PARTITIONS, Random(f"{seed}/redis"))
         self.world = World(self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]))
         self.reasons: dict[tuple[str, int, int], Reason] = {}

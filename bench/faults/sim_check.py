@@ -25,7 +25,7 @@ from features.history import Histories, digest
 from features.state import decode
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
-from scoring.bands import UNKNOWN
+from scoring.bands import MEDIUM, UNKNOWN
 from streams.codec import Decoder
 from streams.metrics import residue
 from streams.scores import Model, vector_hashes
@@ -33,6 +33,7 @@ from streams.scores import Model, vector_hashes
 ORACLE_VECTORS: Final = 6
 """Vectors of each partition that the oracle works out too; the kernel's own are compared everywhere."""
 TOP_REASONS: Final = 3
+HYSTERESIS: Final = 0.02
 Source = tuple[str, int]
 """Topic and offset."""
 
@@ -212,7 +213,7 @@ def _check_scores(
     oracle_vectors: Mapping[int, bytes],
     scores: Output,
     models: Mapping[str, Model],
-) -> dict[str, tuple[float, int, int, str]]:
+) -> dict[str, tuple[float, int, int, str, int]]:
     """I4: each record follows from its cut and its model, field by field. Returns the last score of each customer."""
     hashes = vector_hashes(vectors)
     by_model: dict[str, list[int]] = {}
@@ -227,11 +228,14 @@ def _check_scores(
         probability[rows] = models[name].score(vectors[rows])
         band[rows] = models[name].bands(probability[rows])
     former = np.zeros(len(scored), np.uint8)
-    last: dict[str, tuple[float, int, int, str]] = {}
+    alert: list[int] = []
+    last: dict[str, tuple[float, int, int, str, int]] = {}
     for k, (index, handled) in enumerate(scored):
         customer = accepted[index].customer
         former[k] = last[customer][1] if customer in last else UNKNOWN
-        last[customer] = (float(probability[k]), int(band[k]), handled.at, hashes[k])
+        model = models[scores.first[accepted[index].source][2]["model_digest"]]
+        alert.append(_alert_after(last[customer][4] if customer in last else UNKNOWN, int(band[k]), float(probability[k]), model))
+        last[customer] = (float(probability[k]), int(band[k]), handled.at, hashes[k], alert[k])
     reasons: dict[int, bytes] = {}
     for name, rows in by_model.items():
         reasons.update(zip(rows, models[name].reasons(vectors[rows], band[rows], former[rows], TOP_REASONS), strict=True))
@@ -251,6 +255,7 @@ def _check_scores(
             "scored_at": record["scored_at"],
             "probability": float(probability[k]),
             "band": BANDS[band[k]],
+            "alert_band": BANDS[alert[k]],
             "threshold_version": model.threshold_version,
             "model_name": model.name,
             "model_version": model.version,
@@ -278,6 +283,16 @@ def _check_scores(
     return last
 
 
+def _alert_after(before: int, band: int, probability: float, model: Model) -> int:
+    """The alert band after a score, told slowly: up at once, down when clearly below the threshold of the band before."""
+    if band in (UNKNOWN, before):
+        return before
+    if before == UNKNOWN or band > before:
+        return band
+    edge = model.edges[before - MEDIUM]
+    return band if probability < edge - min(HYSTERESIS, edge / 2) else before
+
+
 def _check_state(
     partition: int,
     lives: Mapping[str, oracle.History],
@@ -285,7 +300,7 @@ def _check_state(
     reference: Histories,
     redis: ModelRedis,
     counters: Mapping[str, int],
-    last: Mapping[str, tuple[float, int, int, str]],
+    last: Mapping[str, tuple[float, int, int, str, int]],
     models: Mapping[str, Model],
 ) -> None:
     """I3 and I9: facts, carry, vector, last score, offsets and counters are those of one undisturbed pass."""
@@ -319,7 +334,13 @@ def _check_state(
         if score is None:
             if customer.score_at != NONE or customer.band != UNKNOWN:
                 raise Broken("I3", f"partition {partition}: {name!r} was never scored, and has a last score")
-        elif (customer.probability, customer.band, customer.score_at, vector_hashes(customer.vector[np.newaxis])[0]) != score:
+        elif (
+            customer.probability,
+            customer.band,
+            customer.score_at,
+            vector_hashes(customer.vector[np.newaxis])[0],
+            customer.alert_band,
+        ) != score:
             raise Broken("I3", f"partition {partition}: the last score of {name!r} is not its last record's")
 
 

@@ -33,6 +33,7 @@ from tests.models.small import small
 
 SCORES: Final = "churn-scores"
 DEAD_LETTERS: Final = "churn-dead-letters"
+ALERTS: Final = "churn-alerts"
 PROGRESS_MS: Final = 60_000
 IDLE_MS: Final = 5_000
 STOP_MS: Final = 10_000
@@ -124,7 +125,7 @@ class Process:
         self._wake = Event(self.schedule)
         self._moved_ms = self.schedule.now_ms
         client: Mapping[str, Any] = {"sim.host": self}
-        self.sink = KafkaSink(SinkSettings(client, SCORES, DEAD_LETTERS, 30.0))
+        self.sink = KafkaSink(SinkSettings(client, SCORES, DEAD_LETTERS, 30.0, ALERTS))
         self.engine = Engine(
             EngineSettings(world.max_facts, 3), Client(world.redis, self), self.shelf, self.sink, lambda: self.schedule.now_ms, metrics()
         )

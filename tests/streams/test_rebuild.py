@@ -94,14 +94,17 @@ class Broker:
     def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None:
         self._append("churn-dead-letters", records)
 
+    def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
+        self._append("churn-alerts", records)
+
     def flush(self) -> None:
         if self.cut_off is not None:
             raise Died
 
     def _append(self, topic: str, records: list[dict[str, Any]]) -> None:
         if self.cut_off is not None:
-            records = records[: self.cut_off[topic]]
-            self.cut_off[topic] -= len(records)
+            records = records[: self.cut_off.get(topic, 0)]
+            self.cut_off[topic] = self.cut_off.get(topic, 0) - len(records)
         place = self.ends(topic, 0)[1]
         for number, record in enumerate(records):
             key = record["key"]
