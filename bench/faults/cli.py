@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import Final
 
 PARTS: Final = {
+    "run": ("bench.faults.campaign", "process rounds on real servers that are broken on purpose; resumes where the ledger ends"),
+    "soak": ("bench.faults.soak", "one deployment, a steady stream, all faults mixed"),
+    "faults": ("bench.faults.nemesis", "the table of faults"),
+    "report": ("bench.faults.report", "write the generated parts of docs/reliability.md from the committed ledgers"),
     "simulate": ("bench.faults.sim_campaign", "deterministic simulation: many seeds, every promise checked after each"),
     "mutants": ("bench.faults.mutants", "deliberately broken builds, each of which must be caught"),
 }

@@ -1,0 +1,134 @@
+"""Rounds by the hundred: which fault comes when, the ledger, and what to do when the ground itself gives way."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from bench.faults import ledger
+from bench.faults.nemesis import FAULTS, Fault
+from bench.faults.nursery import Fresh, Nursery, Starter
+from bench.faults.rounds import Outcome, Shelf, run_round
+from bench.faults.servers import Ground, NotUp
+from streams.settings import Settings
+
+MODES: Final = ("at_least_once", "exactly_once") if "delivery" in Settings.model_fields else ("at_least_once",)
+FRESH_GROUND_AFTER: Final = 60
+"""Rounds on one set of servers; a broker that has seen thousands of topics is another broker."""
+
+
+def deck(seed: str) -> list[Fault]:
+    """Every fault as often as its share, shuffled: the schedule of a campaign, repeated when it is longer."""
+    cards = [fault for fault in FAULTS.values() for _ in range(fault.share)]
+    random.Random(f"deck {seed}").shuffle(cards)
+    return cards
+
+
+def commit() -> str:
+    """The commit these sources are at; with "+" when they are changed."""
+    root = Path(__file__).parent.parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def run(
+    *,
+    seed: str,
+    rounds: int,
+    faults: Sequence[str] = (),
+    mode: str | None = None,
+    events: int | None = None,
+    fresh: bool = False,
+    book: Path,
+    home: Path,
+    say: Callable[[str], None],
+) -> list[ledger.Line]:
+    """Run what of the rounds 0 to `rounds` of a seed is not in the ledger yet; returns the lines of all of them.
+
+    faults: only these, in turn. fresh: worker processes start as in production instead of by fork. home: directory for servers and logs.
+    """
+    cards = [FAULTS[name] for name in faults] or deck(seed)
+    picks = [cards[i % len(cards)] for i in range(rounds)]
+    wanted = {f"{seed}:{fault.name}:{i // len(cards)}" if faults else f"{seed}:{i}": fault for i, fault in enumerate(picks)}
+    there = {line["seed"]: line for line in ledger.read(book)}
+    left = [(key, fault) for key, fault in wanted.items() if key not in there]
+    at = commit()
+    while left:
+        part, left = left[:FRESH_GROUND_AFTER], left[FRESH_GROUND_AFTER:]
+        try:
+            _rounds(part, mode, events, at, fresh, book, home, say)
+        except NotUp as error:
+            # Not the product's doing, so no round of it: its turn comes again on new servers.
+            done = {line["seed"] for line in ledger.read(book)}
+            again = [item for item in part if item[0] not in done]
+            say(f"new servers: {error}")
+            if len(again) == len(part):
+                raise
+            left = again + left
+    return [line for line in ledger.read(book) if line["seed"] in wanted]
+
+
+def _rounds(
+    part: Sequence[tuple[str, Fault]],
+    mode: str | None,
+    events: int | None,
+    at: str,
+    fresh: bool,
+    book: Path,
+    home: Path,
+    say: Callable[[str], None],
+) -> None:
+    shelf = Shelf(home.parent / "models")
+    with ExitStack() as stack:
+        ground = stack.enter_context(Ground(home / "ground"))
+        starter: Starter = Fresh() if fresh else stack.enter_context(Nursery())
+        shelf.fill(Settings(kafka_bootstrap_servers=ground.kafka, replication=ground.nodes))
+        for key, fault in part:
+            draw = random.Random(f"round {key}")
+            chosen = mode or (draw.choice(MODES) if fault.mode is None else fault.mode)
+            count = events or (fault.events if draw.random() > 0.08 or fault.events > 3_000 else 20_000)
+            outcome = run_round(ground, starter, fault, key, events=count, mode=chosen, shelf=shelf, commit=at, directory=home / "round")
+            ledger.append(book, outcome.line())
+            say(_line(outcome))
+            if outcome.violations:
+                _keep(home, key)
+
+
+def _line(outcome: Outcome) -> str:
+    verdict = "; ".join(outcome.violations[:3]) if outcome.violations else "ok"
+    recovered = f" recovered {outcome.recover_s:.1f} s" if outcome.recover_s is not None else ""
+    return (
+        f"{outcome.seed} {outcome.fault} {outcome.mode} {outcome.events} events {outcome.seconds:.1f} s{recovered}"
+        f" duplicates {outcome.raw_duplicates}: {verdict}"
+    )
+
+
+def _keep(home: Path, key: str) -> None:
+    """The logs of a violated round."""
+    target = home.parent / "failed" / key.replace(":", "_")
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(home / "round", target, ignore=shutil.ignore_patterns("data", "backup"))
+
+
+def to_stderr(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def figures(lines: Sequence[ledger.Line], book: Path) -> dict[str, Any]:
+    """What `run` says at its end: figures of its rounds, and the totals of the ledger."""
+    total = ledger.summary(ledger.read(book))
+    return {
+        **ledger.summary(lines),
+        "ledger": {key: total[key] for key in ("rounds", "violated", "events", "rounds_of_20000_events")},
+    }
