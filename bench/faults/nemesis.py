@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from bench.faults.proxy import DOWN, UP, Weather
 from bench.faults.rounds import DIRTY, Mix, poison, stream
+from streams import engine
+from streams.settings import Settings
 
 if TYPE_CHECKING:
     from bench.faults.checker import Evidence
@@ -63,6 +65,7 @@ class Fault:
     model: float = 0.7
     no_duplicates: bool = False
     sample: int = 100
+    soak: bool = True  # can be done to a deployment that goes on
     mode: str | None = None  # only in this delivery mode
     share: int = 5  # rounds of a campaign of 300
 
@@ -108,7 +111,8 @@ def arm(place: str) -> Callable[[Round], None]:
     """The next worker dies at the place."""
 
     def prepare(this: Round) -> None:
-        item = this.random.randint(1, 4)
+        rare = place in ("after_claim", "on_revoke", "on_stop", "before_hint")
+        item = 1 if rare else this.random.randint(1, 4)
         this.facts["place"] = f"{place}:{item}"
         this.crew.next_variables = {"CHURNSTREAM_CRASH_AT": f"{place}:{item}"}
 
@@ -350,11 +354,10 @@ def stayed(this: Round, evidence: Evidence) -> list[str]:
 
 
 def _crashes() -> Iterator[Fault]:
-    from streams import engine
-
-    places = getattr(engine, "CRASH_PLACES", ("after_intent", "after_produce", "after_apply"))
-    for place in places:
-        yield Fault(f"crash_{place}", crash_at(place), f"the worker dies at {place}", prepare=arm(place), share=5)
+    for place in engine.CRASH_PLACES:
+        mode = "exactly_once" if place.startswith("transaction") else None
+        if mode is None or "delivery" in Settings.model_fields:
+            yield Fault(f"crash_{place}", crash_at(place), f"the worker dies at {place}", prepare=arm(place), mode=mode, share=5)
 
 
 FAULTS: Final = {
@@ -375,7 +378,7 @@ FAULTS: Final = {
         Fault("broker_kill", broker_kill, "broker: SIGKILL and restart", share=8),
         Fault("broker_restart", broker_restart, "broker: stopped and started", share=5),
         *_links(),
-        Fault("dirty", kill_random, "duplicates, reordered, late, 1970, 2100, leap day; and a SIGKILL", stream=dirty, share=12),
+        Fault("dirty", kill_random, "duplicates, reordered, late, too late, 1970, 2100, a leap day; and a SIGKILL", stream=dirty, share=12),
         Fault("holes", kill_random, "aborted transactions in the inputs; and a SIGKILL", holes=True, share=8),
         Fault("poison", kill_random, "every second record hostile; and a SIGKILL", stream=hostile, share=8),
         Fault("reload_kill", reload_kill, "a new model and a SIGKILL", model=1.0, share=8),

@@ -42,7 +42,8 @@ def test_every_fault_has_its_turn_and_a_seed_its_schedule() -> None:
 def test_figures_of_a_ledger_and_a_line_cut_off_by_a_crash(tmp_path: Path) -> None:
     book = tmp_path / "ledger.jsonl"
     for i in range(100):
-        line = {"seed": f"s:{i}", "fault": "kill", "mode": "at_least_once", "events": 20_000 if i < 3 else 2_000, "recover_s": i / 10}
+        events = 20_000 if i < 3 else 2_000
+        line: dict[str, object] = {"seed": f"s:{i}", "fault": "kill", "mode": "at_least_once", "events": events, "recover_s": i / 10}
         if i == 7:
             line["violations"] = ["I1 no score: partition 0"]
         ledger.append(book, json.dumps(line))

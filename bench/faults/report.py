@@ -1,0 +1,88 @@
+"""docs/reliability.md: the parts between the marks are written from the committed ledgers, the rest by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench.faults import ledger
+from bench.faults.nemesis import FAULTS
+
+PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
+SOAK: Final = Path(__file__).parent / "soak.jsonl"
+
+
+def write(*, check: bool = False, page: Path = PAGE) -> bool:
+    """Fill in the generated parts; whether that changes the page. check: leave it as it is."""
+    text = page.read_text("utf-8")
+    lines = ledger.read(ledger.COMMITTED)
+    parts = {"totals": totals(lines), "faults": table(lines), "soak": soak(ledger.read(SOAK))}
+    new = text
+    for name, part in parts.items():
+        pattern = re.compile(rf"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        new = pattern.sub(lambda match, part=part: match[1] + part + match[2], new)  # type: ignore[misc]
+    if not check and new != text:
+        page.write_text(new, "utf-8")
+    return new != text
+
+
+def totals(lines: Sequence[ledger.Line]) -> str:
+    """The campaign in a few rows."""
+    f = ledger.summary(lines)
+    if not lines:
+        return "No rounds yet.\n"
+    bound = 3 / f["rounds"]
+    rows = [
+        ("rounds", f"{f['rounds']:,}"),
+        ("of them with 20,000 events and more", f"{f['rounds_of_20000_events']}"),
+        ("input records", f"{f['events']:,}"),
+        ("scores recomputed", f"{f['scores']:,}"),
+        ("rounds by delivery", ", ".join(f"{mode} {count}" for mode, count in sorted(f["modes"].items()))),
+        ("rounds with a violation", f"{f['violated']}"),
+        ("failure rate of a round, 95 % bound when none failed (3 / rounds)", f"{100 * bound:.2f} %" if not f["violated"] else "-"),
+        ("worker starts after an end", f"{f['restarts']:,}"),
+        ("raw duplicates, all equal to the byte", f"{f['raw_duplicates']:,}"),
+        ("worker SIGKILL to lag 0", f"p50 {_s(f['kill_recover_p50_s'])}, p99 {_s(f['kill_recover_p99_s'])}"),
+        ("Redis SIGKILL and restart to lag 0", f"p99 {_s(f['redis_recover_p99_s'])}"),
+        ("longest pause of a partition, 1 -> 4 -> 2 workers", _s(f["scale_pause_max_s"])),
+        (
+            "graceful stops under load",
+            f"{f['graceful_rounds']}, {f['graceful_raw_duplicates']} raw duplicates, longest {_s(f['graceful_stop_max_s'])}",
+        ),
+        ("largest resident memory of a worker", f"{f['max_rss_mb']} MB"),
+        ("commits", ", ".join(sorted({line["commit"] for line in lines}))),
+    ]
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def table(lines: Sequence[ledger.Line]) -> str:
+    """One row per fault."""
+    by_fault = ledger.summary(lines)["by_fault"]
+    rows = ["| fault | what | rounds | violated | recovered p50 | p99 |\n|---|---|---|---|---|---|\n"]
+    for name, fault in FAULTS.items():
+        f: dict[str, Any] = by_fault.get(name, {"rounds": 0, "violated": 0, "recover_p50_s": None, "recover_p99_s": None})
+        times = f"{_s(f['recover_p50_s'])} | {_s(f['recover_p99_s'])}"
+        rows.append(f"| `{name}` | {fault.what} | {f['rounds']} | {f['violated']} | {times} |\n")
+    return "".join(rows)
+
+
+def soak(lines: Sequence[ledger.Line]) -> str:
+    """One row per soak."""
+    if not lines:
+        return "None yet.\n"
+    rows = [
+        "| at | minutes | events | delivery | faults | starts | violations | memory | slope | commit |\n|---|---|---|---|---|---|---|---|---|---|\n"
+    ]
+    for line in lines:
+        facts = line["facts"]
+        rows.append(
+            f"| {line['at']} | {facts['minutes']:g} | {line['events']:,} | {line['mode']} | {sum(facts['faults'].values())} | {line.get('restarts', 0)} "
+            f"| {len(line.get('violations', []))} | {facts['rss_mb']} MB | {facts['rss_slope_percent_per_hour']} %/h | {line['commit']} |\n"
+        )
+    return "".join(rows)
+
+
+def _s(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f} s"
