@@ -72,15 +72,23 @@ def soak(lines: Sequence[ledger.Line]) -> str:
     """One row per soak."""
     if not lines:
         return "None yet.\n"
-    rows = [
-        "| at | minutes | events | delivery | faults | starts | violations | memory | slope | commit |\n|---|---|---|---|---|---|---|---|---|---|\n"
-    ]
+    head = ("at", "minutes", "events", "delivery", "faults", "starts", "violations", "memory", "slope", "commit")
+    rows = [f"| {' | '.join(head)} |\n", "|---" * len(head) + "|\n"]
     for line in lines:
         facts = line["facts"]
-        rows.append(
-            f"| {line['at']} | {facts['minutes']:g} | {line['events']:,} | {line['mode']} | {sum(facts['faults'].values())} | {line.get('restarts', 0)} "
-            f"| {len(line.get('violations', []))} | {facts['rss_mb']} MB | {facts['rss_slope_percent_per_hour']} %/h | {line['commit']} |\n"
+        cells = (
+            line["at"],
+            f"{facts['minutes']:g}",
+            f"{line['events']:,}",
+            line["mode"],
+            sum(facts["faults"].values()),
+            line.get("restarts", 0),
+            len(line.get("violations", [])),
+            f"{facts['rss_mb']} MB",
+            f"{facts['rss_slope_percent_per_hour']} %/h",
+            line["commit"],
         )
+        rows.append(f"| {' | '.join(map(str, cells))} |\n")
     return "".join(rows)
 
 

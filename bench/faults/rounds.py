@@ -333,6 +333,10 @@ class Crew:
         with self.lock:
             return sum(worker.holds_partitions() for worker in self.workers)
 
+    def settled(self) -> bool:
+        """Whether all wanted workers hold partitions: a stop before that would leave the ownership of one that was killed."""
+        return len(self.workers) == self.want == self.holding()
+
     def victim(self, draw: random.Random) -> Worker:
         """A worker to do harm to; never a spared one."""
         with self.lock:
@@ -798,6 +802,7 @@ def run_round(
         if this.since is not None and caught_up is not None:
             outcome.recover_s = round(caught_up - since, 3)
             outcome.pause_s = round(this.observer.longest_pause(since, caught_up), 3)
+        this.until(this.crew.settled, 20.0)
         stopped = this.crew.stop()
     except BaseException:
         this.crew.kill()

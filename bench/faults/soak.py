@@ -1,4 +1,4 @@
-"""The soak: one deployment, a steady stream, a fault every 5 to 20 s for as long as asked; at the end all invariants and the memory's slope.
+"""The soak: one deployment, a steady stream, a fault every 5 to 20 s; at the end all invariants and the slope of memory.
 
 The stream covers 90 days of event time every three minutes, so that facts leave as fast as they come and a worker's memory can stand still.
 """
@@ -66,6 +66,7 @@ def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, 
             done = _soak(this, minutes, per_second)
             if not this.until(lambda: (look := this.observer.last()) is not None and look.lag(this.feeder.ends) == 0):
                 outcome.violations.append("I7 progress: still behind after the last fault")
+            this.until(this.crew.settled, 20.0)
             stopped = this.crew.stop()
         except BaseException:
             this.crew.kill()
