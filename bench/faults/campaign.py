@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import shutil
 import subprocess
@@ -132,3 +134,31 @@ def figures(lines: Sequence[ledger.Line], book: Path) -> dict[str, Any]:
         **ledger.summary(lines),
         "ledger": {key: total[key] for key in ("rounds", "violated", "events", "rounds_of_20000_events")},
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `run`."""
+    ledger.add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=10, help="rounds 0 to N of the seed; those in the ledger are not run again")
+    parser.add_argument("--fault", action="append", default=[], choices=FAULTS, metavar="NAME", help="only this one; may be given again")
+    parser.add_argument("--events", type=int, help="records a round")
+    parser.add_argument("--fresh", action="store_true", help="start workers as in production instead of by fork")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run; the figures as one JSON object on the last line. 1 when a round was violated."""
+    book = arguments.ledger or ledger.home() / "ledger.jsonl"
+    lines = run(
+        seed=arguments.seed,
+        rounds=arguments.rounds,
+        faults=arguments.fault,
+        mode=arguments.mode,
+        events=arguments.events,
+        fresh=arguments.fresh,
+        book=book,
+        home=ledger.home() / f"lane{arguments.lane}",
+        say=to_stderr,
+    )
+    found = figures(lines, book)
+    print(json.dumps(found))
+    return int(bool(found["violated"]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,3 +80,17 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         "max_rss_mb": max((line.get("max_rss_mb", 0) for line in lines), default=0),
         "by_fault": by_fault,
     }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every part that runs servers takes."""
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--mode", choices=("at_least_once", "exactly_once"), help="delivery; both in turn unless given")
+    parser.add_argument("--ledger", type=Path, help="file the results are appended to (default: in the data directory)")
+    parser.add_argument("--lane", default="0", help="name of this run's servers; two runs side by side need different ones")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line (always so)")
+
+
+def home() -> Path:
+    """Where campaigns keep what is not committed."""
+    return Path(os.environ.get("CHURN_DATA_DIR") or ".churnstream").resolve() / "faults"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import signal
 import time
@@ -385,3 +387,15 @@ FAULTS: Final = {
         Fault("corrupt_model", corrupt_model, "damaged artifacts published as champion", model=0.5, expect=stayed, share=8),
     )
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `faults`: none."""
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    for fault in FAULTS.values():
+        print(f"{fault.name:28} {fault.what}")
+    print(json.dumps({"faults": len(FAULTS), "rounds_of_a_campaign": sum(fault.share for fault in FAULTS.values())}))
+    return 0

@@ -102,7 +102,8 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin: IO[str] = self._process.stdin
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+        self._stdout: IO[str] = self._process.stdout
+        self._reader = threading.Thread(target=self._read, args=(self._stdout,), daemon=True)
         self._reader.start()
         return self
 
@@ -110,6 +111,7 @@ class Nursery:
         self._stdin.close()
         self._process.wait(30)
         self._reader.join(5)
+        self._stdout.close()
 
     def start(self, argv: Sequence[str], environment: Mapping[str, str], out: Path, log: Path) -> Child:
         """Start a child; returns when it is born."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,3 +96,15 @@ def soak(lines: Sequence[ledger.Line]) -> str:
 
 def _s(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f} s"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `report`."""
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the page is not up to date")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Write the page, or say whether it is up to date."""
+    changed = write(check=arguments.check)
+    print(json.dumps({"changed": changed}))
+    return int(changed and arguments.check)

@@ -5,6 +5,7 @@ The stream covers 90 days of event time every three minutes, so that facts leave
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections import Counter
@@ -124,3 +125,24 @@ def memory(series: Sequence[tuple[int, float, int]], warm_up_s: float = WARM_UP_
     slope, _ = np.polyfit(part[:, 0] - part[0, 0], part[:, 1], 1)
     level = float(part[:, 1].mean())
     return round(float(slope) * 3_600 / level * 100, 2), round(float(part[-1, 0] - part[0, 0]), 1), round(level, 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `soak`."""
+    ledger.add_arguments(parser)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--per-second", type=float, default=200.0, help="records a second")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Soak; the figures as one JSON object on the last line. 1 when anything was violated."""
+    figures = run(
+        seed=arguments.seed,
+        minutes=arguments.minutes,
+        per_second=arguments.per_second,
+        mode=arguments.mode or "at_least_once",
+        book=arguments.ledger or ledger.home() / "soak.jsonl",
+        home=ledger.home() / f"lane{arguments.lane}",
+    )
+    print(json.dumps(figures))
+    return int(bool(figures["violations"]))
