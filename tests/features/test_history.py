@@ -16,9 +16,9 @@ from features.facts import DAY_MS, ID, KIND, KINDS, MAX_AMOUNT_MINOR, NONE, OFFS
 from features.history import CUSTOMER_WEIGHT, Histories, Outcome, Step, digest, vectors
 from features.kernel import ENTRIES, KEPT
 from features.state import CHUNK, decode
-from features.store import CustomerState, CustomerWrite
+from features.store import CustomerState, CustomerWrite, digests
 from features.window import HORIZON_MS, HOUR_MS
-from proto.errors import ChainBroken
+from proto.errors import ChainBroken, StateDamaged
 
 IntArray = npt.NDArray[np.int64]
 NOON = 1_700_049_600_000  # 2023-11-15T12:00:00Z
@@ -361,6 +361,56 @@ def test_writes_of_many_customers_are_those_of_each() -> None:
     alone.step(names, rows)
     everybody = sorted(together)
     assert together.changes(everybody) == [write for name in everybody for write in alone.changes([name])]
+
+
+def test_a_known_customer_without_state_is_never_taken_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("features.history._MOST_SINCE", 5)  # so that digests join the array in between
+    shelf = Shelf()
+    old = [f"old{i}" for i in range(7)]
+    first = Histories(create=True)
+    first.step(old, table(*[fact("login", NOON) for _ in old]))
+    shelf.put(first.changes(old))
+    histories = Histories(known=digests(old))
+    seen: list[str] = []
+    for i in range(20):
+        names = [f"new{i}", old[i % 7]] if i < 7 else [f"new{i}"]
+        histories.load(names, [shelf.get(name) for name in names])
+        histories.step(names, table(*[fact("login", NOON) for _ in names]))
+        writes = histories.changes(names)
+        assert [write.new for write in writes] == [True, False][: len(names)]
+        assert [write.new for write in histories.changes(names)] == [False] * len(names)
+        shelf.put(writes)
+        seen += names
+    histories.forget(seen)
+    for lost in ("old0", "old6", "new0", "new19"):
+        among = sorted({lost, "old3", "new7", "nobody yet"})
+        with pytest.raises(StateDamaged, match=f"'{lost}' is known, and nothing of it is stored"):
+            histories.load(among, [None if name == lost else shelf.get(name) for name in among])
+        assert len(histories) == 0
+    histories.load(sorted(set(seen)), [shelf.get(name) for name in sorted(set(seen))])
+    assert len(histories) == 27
+
+
+def test_state_of_a_customer_nobody_knows_is_a_sign_of_damage() -> None:
+    shelf = Shelf()
+    first = Histories(create=True)
+    handle(first, fact("login", NOON), customer="a")
+    shelf.put(first.changes(["a"]))
+    for known in (digests(["b"]), b""):
+        with pytest.raises(StateDamaged, match="'a' is stored, and not in the list"):
+            Histories(known=known).load(["a"], [shelf.get("a")])
+    Histories().load(["a"], [shelf.get("a")])  # nobody looks
+    Histories(known=digests(["a"])).load(["a"], [shelf.get("a")])
+
+
+def test_a_customer_forgotten_before_it_was_stored_is_new_again() -> None:
+    histories = Histories(known=b"")
+    for _ in range(2):
+        histories.load(["a"], [None])
+        handle(histories, fact("login", NOON), customer="a")
+        histories.forget(["a"])
+    histories.load(["a"], [None])
+    assert histories.changes(["a"])[0].new
 
 
 def test_a_damaged_state_is_refused_by_name_and_nobody_stays() -> None:
