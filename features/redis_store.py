@@ -1,5 +1,6 @@
 """The Store on Redis: one function library (functions.lua) does every write; this side speaks, retries within a bound, and explains."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +9,14 @@ from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 import orjson
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -24,9 +25,9 @@ from redis.exceptions import (
     TimeoutError,
     TryAgainError,
 )
-from redis.retry import Retry
 
 from features.facts import TOPICS
+from features.redis_nodes import open_nodes
 from features.store import (
     LAYOUT,
     MAX_CUSTOMERS,
@@ -52,6 +53,8 @@ from features.store import (
 )
 from proto.errors import ChainBroken, Fenced, InvariantBroken, StoreUnavailable
 
+log = logging.getLogger(__name__)
+
 Answer = TypeVar("Answer")
 Command = tuple[str | bytes | int, ...]
 
@@ -76,6 +79,7 @@ _PASSING: Final = (
     ReadOnlyError,  # a replica just demoted; its successor answers soon
     ClusterDownError,
     TryAgainError,
+    AskError,  # a slot under way to another node; MOVED is one too
     OutOfMemoryError,
 )
 _PASSING_TEXTS: Final = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
@@ -113,30 +117,19 @@ class Size:
 
 
 class RedisStore:
-    """State of partitions on one Redis server. Not for several threads at once.
+    """State of partitions on one Redis server or on a Redis Cluster. Not for several threads at once.
 
-    url: redis://, rediss:// or unix://, with user and password where there are any. timeout_s bounds one try, `attempts`
-    the number of tries; the pauses between them double from 0.05 s to 1 s. library_text replaces functions.lua, for tests.
+    url: see `open_nodes`. timeout_s bounds one try; what may pass (no answer, a full disk or memory, a failover) is tried
+    again for patience_s, with pauses that double from 0.05 s to 1 s. library_text replaces functions.lua, for tests.
     """
 
     def __init__(
-        self, url: str, *, namespace: str = "churn", timeout_s: float = 3.0, attempts: int = 10, library_text: str | None = None
+        self, url: str, *, namespace: str = "churn", timeout_s: float = 3.0, patience_s: float = 6.0, library_text: str | None = None
     ) -> None:
         self._namespace = namespace
-        self._attempts = max(1, attempts)
+        self._patience_s = patience_s
         self._library, self._version = library(library_text)
-        # Any: the client's general calls carry no types.
-        self._client: Any = Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),  # ours, below: it knows which errors pass
-            protocol=2,
-            client_name="churnstream",
-        )
-        self._client.response_callbacks.clear()  # answers as the server gives them
-        known = self._client.connection_pool.connection_kwargs
-        self.address: str = known["path"] if "path" in known else f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
+        self._nodes = open_nodes(url, timeout_s=timeout_s)
 
     # -- the protocol
 
@@ -248,7 +241,7 @@ class RedisStore:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._nodes.close()
 
     # -- around it
 
@@ -360,13 +353,18 @@ class RedisStore:
         """
 
         def send() -> list[Any]:
-            pipeline = self._client.pipeline(transaction=False)
-            for _, command in commands:
-                pipeline.execute_command(*command)
-            answers: list[Any] = pipeline.execute(raise_on_error=False)
-            for answer in answers:
-                if isinstance(answer, Exception) and (_passes(answer) or isinstance(answer, _REFUSED_LOGIN) or _no_function(answer)):
-                    raise answer
+            answers: list[Any] = [None] * len(commands)
+            by_node: dict[Any, list[int]] = {}
+            for position, (partition, _) in enumerate(commands):
+                by_node.setdefault(self._nodes.of(self._own(partition)[0]), []).append(position)
+            for client, positions in by_node.items():
+                pipeline = client.pipeline(transaction=False)
+                for position in positions:
+                    pipeline.execute_command(*commands[position][1])
+                for position, answer in zip(positions, pipeline.execute(raise_on_error=False), strict=True):
+                    if isinstance(answer, Exception) and (_passes(answer) or isinstance(answer, _REFUSED_LOGIN) or _no_function(answer)):
+                        raise answer
+                    answers[position] = answer
             return answers
 
         try:
@@ -382,19 +380,30 @@ class RedisStore:
             raise self._failure(error) from error
 
     def _load_functions(self) -> None:
-        self._client.execute_command("FUNCTION", "LOAD", "REPLACE", self._library)
+        for client in self._nodes.primaries():
+            client.execute_command("FUNCTION", "LOAD", "REPLACE", self._library)
 
     def _patiently(self, send: Callable[[], Answer]) -> Answer:
-        pause_s = FIRST_PAUSE_S
-        for left in range(self._attempts - 1, -1, -1):
+        """What `send` answers, tried again while its errors are of those that pass."""
+        pause_s, began = FIRST_PAUSE_S, time.monotonic()
+        waiting = False
+        while True:
             try:
-                return send()
+                answer = send()
             except RedisError as error:
-                if left == 0 or not _passes(error):
+                self._nodes.forget()
+                strange = isinstance(error, AskError) and not self._nodes.many
+                if strange or not _passes(error) or time.monotonic() + pause_s - began > self._patience_s:
                     raise
+                if not waiting:
+                    log.warning("Redis at %s: %s; trying again for %g s", self._nodes.address, error, self._patience_s)
+                    waiting = True
+            else:
+                if waiting:
+                    log.warning("Redis at %s answers again after %.1f s", self._nodes.address, time.monotonic() - began)
+                return answer
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _scan(self, partition: int, prefix: bytes) -> Iterator[list[bytes]]:
         """Keys that begin with the prefix, some at a time; one may come twice."""
@@ -408,11 +417,14 @@ class RedisStore:
 
     def _failure(self, error: Exception) -> Exception:
         """What an error of the client means to ours. The address never carries the password."""
+        where = f"Redis at {self._nodes.address}"
         if isinstance(error, _REFUSED_LOGIN):
-            return StoreUnavailable(f"Redis at {self.address} refuses this user: {error}")
+            return StoreUnavailable(f"{where} refuses this user: {error}")
+        if isinstance(error, MovedError):
+            return StoreUnavailable(f"{where} is a node of a Redis Cluster: use redis+cluster:// or rediss+cluster://")
         if _passes(error):
-            return StoreUnavailable(f"Redis at {self.address} did not answer after {self._attempts} tries: {error}")
-        return InvariantBroken(f"Redis at {self.address} answered with an error nobody expects: {error}")
+            return StoreUnavailable(f"{where} did not answer within {self._patience_s:g} s: {error}")
+        return InvariantBroken(f"{where} answered with an error nobody expects: {error}")
 
 
 def redis_bytes(store: RedisStore, partitions: Sequence[int]) -> dict[str, float]:

@@ -39,7 +39,7 @@ def show(
     settings = load()
     console = Console(json_output=json_output)
     partition = partition_of(customer, settings.partitions)
-    store = RedisStore(endpoints(settings).redis, namespace=settings.namespace, timeout_s=settings.dependency_timeout_s, attempts=1)
+    store = RedisStore(endpoints(settings).redis, namespace=settings.namespace, timeout_s=settings.dependency_timeout_s, patience_s=0)
     state = store.load(partition, [customer])[0]
     store.close()
     if state is None:

