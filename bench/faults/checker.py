@@ -87,6 +87,7 @@ class Evidence:
     inputs: Mapping[int, list[Record]]
     scores: Mapping[int, list[Output]]
     letters: Mapping[int, list[Output]]
+    alerts: Mapping[int, list[Output]]
     stands: Mapping[int, Claim]
     states: Mapping[int, dict[str, CustomerState]]
     models: Mapping[str, Model]
@@ -104,6 +105,7 @@ class Rules:
     max_bytes: int = 1_000_000
     digest_key: bytes = b"churnstream/digest/v1"
     reasons_top: int = 3
+    hysteresis: float = 0.02
     exactly_once: bool = False  # then not even a raw duplicate may be seen
     stopped: bool = True  # all workers have stopped gracefully: nobody owns anything, no batch is open
 
@@ -116,6 +118,7 @@ class Verdict:
     records: int = 0
     scores: int = 0
     letters: int = 0
+    alerts: int = 0
     customers: int = 0
     raw_duplicates: int = 0
     oracle_vectors: int = 0
@@ -189,16 +192,20 @@ class _Partition:
         judged = self._judge(records)
         scores = self._first_wins("score", self.evidence.scores.get(self.number, []))
         letters = self._first_wins("dead letter", self.evidence.letters.get(self.number, []))
+        alerts = self._first_wins("alert", self.evidence.alerts.get(self.number, []))
         self.verdict.records += len(records)
         self.verdict.scores += len(scores)
         self.verdict.letters += len(letters)
+        self.verdict.alerts += len(alerts)
         order = self._order(judged, scores, letters)
         histories, expected = self._handle(order)
         self._outputs(judged, expected, scores, letters)
-        self._scores(order, expected, scores)
+        due = self._scores(order, expected, scores)
+        self._alerts(due, alerts)
         self._letters(order, expected, letters)
         self._state(order, histories, scores)
         self._meta(order, expected)
+        self._known(histories)
 
     def broken(self, invariant: str, kind: str, text: str) -> None:
         self.verdict.broken(invariant, kind, f"partition {self.number}: {text}")
@@ -365,14 +372,18 @@ class _Partition:
 
     def _scores(
         self, order: Sequence[_Judged], expected: Mapping[Source, _Expected], scores: Mapping[Source, tuple[dict[str, Any], Output]]
-    ) -> None:
-        """Every score field by field, from the vector on: kernel over the whole log at once, the oracle for a sample."""
+    ) -> dict[Source, dict[str, Any]]:
+        """Every score field by field, from the vector on: kernel over the whole log at once, the oracle for a sample.
+
+        Returns the alerts that have to be there.
+        """
         accepted = [item for item in order if item.reason == Reason.ACCEPTED]
         scored = [item for item in accepted if expected[item.place].outcome == SCORED]
         chosen = {item.place for item in self.random.sample(scored, min(self.sample, len(scored)))}
         oracle = self._oracle_vectors(accepted, chosen)
         kernel = Histories(create=True)
-        former_bands: dict[str, int] = {}
+        bands = _Bands()
+        alerts: dict[Source, dict[str, Any]] = {}
         cut = [-1] * len(TOPICS)
         cuts: dict[Source, dict[str, int]] = {}
         for item in order:
@@ -389,7 +400,8 @@ class _Partition:
             for item, vector in zip(rows, step.vectors, strict=True):
                 if item.place in oracle and oracle[item.place] != vector.tobytes():
                     self.broken("I4", "vector", f"{item.place}: kernel and oracle disagree")
-            self._score_rows(rows, step.vectors, expected, scores, cuts, former_bands)
+            self._score_rows(rows, step.vectors, expected, scores, cuts, bands, alerts)
+        return alerts
 
     def _oracle_vectors(self, accepted: Sequence[_Judged], chosen: set[Source]) -> dict[Source, bytes]:
         histories: dict[str, History] = {}
@@ -411,7 +423,8 @@ class _Partition:
         expected: Mapping[Source, _Expected],
         scores: Mapping[Source, tuple[dict[str, Any], Output]],
         cuts: Mapping[Source, dict[str, int]],
-        former_bands: dict[str, int],
+        bands: _Bands,
+        alerts: dict[Source, dict[str, Any]],
     ) -> None:
         """Hold the scores of some records, in handling order, against the models they name; a run of one model at a time."""
         there = [i for i, item in enumerate(rows) if item.place in scores]
@@ -426,14 +439,22 @@ class _Partition:
             band = model.bands(probability)
             former = np.zeros(len(indices), np.uint8)
             for k, i in enumerate(indices):
-                former[k] = former_bands.get(rows[i].customer, 0)
-                former_bands[rows[i].customer] = int(band[k])
+                former[k] = bands.last.get(rows[i].customer, 0)
+                bands.last[rows[i].customer] = int(band[k])
             reasons = model.reasons(of_run, band, former, self.rules.reasons_top)
             for k, i in enumerate(indices):
                 item = rows[i]
                 body, raw = scores[item.place]
                 wanted = self._score(item, expected[item.place], model, of_run[k], float(probability[k]), int(band[k]))
-                wanted |= {"reasons": orjson.loads(reasons[k]), "cut": cuts[item.place], "scored_at": body.get("scored_at")}
+                before, after = bands.alert(item.customer, int(band[k]), float(probability[k]), model.edges, self.rules.hysteresis)
+                wanted |= {
+                    "reasons": orjson.loads(reasons[k]),
+                    "cut": cuts[item.place],
+                    "scored_at": body.get("scored_at"),
+                    "alert_band": BANDS[after],
+                }
+                if before != after and (before, after) != (0, 1):  # a first score that is low is no alert
+                    alerts[item.place] = self._alert(wanted, before, after, model)
                 for name in sorted(wanted.keys() | body.keys()):
                     if wanted.get(name, "absent") != body.get(name, "absent"):
                         found, due = body.get(name, "absent"), wanted.get(name, "absent")
@@ -467,6 +488,26 @@ class _Partition:
             "source": {"topic": topic, "partition": self.number, "offset": offset},
             "schema_version": SCHEMA_VERSION,
         }
+
+    def _alert(self, score: Mapping[str, Any], before: int, after: int, model: Model) -> dict[str, Any]:
+        same = ("customer_id", "event_id", "event_time", "at", "scored_at", "probability", "threshold_version", "source", "cut")
+        return {name: score[name] for name in (*same, "model_name", "model_version", "model_digest", "schema_version")} | {
+            "alert_id": score["score_id"],
+            "from_band": BANDS[before],
+            "to_band": BANDS[after],
+            "thresholds": dict(zip(("medium", "high"), model.edges, strict=True)),
+            "hysteresis": self.rules.hysteresis,
+        }
+
+    def _alerts(self, due: Mapping[Source, dict[str, Any]], alerts: Mapping[Source, tuple[dict[str, Any], Output]]) -> None:
+        for source in sorted(due.keys() - alerts.keys()):
+            self.broken("I1", "no alert", f"{source}")
+        for source in sorted(alerts.keys() - due.keys()):
+            self.broken("I2", "an alert nobody asked for", f"{source}")
+        for source in due.keys() & alerts.keys():
+            body, raw = alerts[source]
+            if body != due[source] or raw.key != due[source]["customer_id"].encode():
+                self.broken("I4", "alert", f"{source}: {body}, {due[source]} is right")
 
     # -- dead letters
 
@@ -530,12 +571,22 @@ class _Partition:
                 if state.score_at != NONE or not np.isnan(state.vector).all():
                     self.broken("I3", "a score of nothing", f"customer {customer!r}")
                 continue
-            found = (np.float32(state.probability), BANDS[state.band], state.score_at)
-            due = (np.float32(body["probability"]), body["band"], body["at"])
+            found = (np.float32(state.probability), BANDS[state.band], BANDS[state.alert_band], state.score_at)
+            due = (np.float32(body["probability"]), body["band"], body["alert_band"], body["at"])
             if found != due:
                 self.broken("I3", "last score", f"customer {customer!r}: {found}, {due} is right")
             if blake2b(state.vector.astype("<f4").tobytes(), digest_size=16).hexdigest() != body["vector_hash"]:
                 self.broken("I3", "last vector", f"customer {customer!r}")
+
+    def _known(self, histories: Mapping[str, History]) -> None:
+        """The list of known customers, by which a worker tells a new customer from one whose state is gone."""
+        stand = self.evidence.stands[self.number]
+        listed = [stand.customers[start : start + 8] for start in range(0, len(stand.customers), 8)]
+        right = {blake2b(customer.encode("utf-8", "surrogatepass"), digest_size=8).digest() for customer in histories}
+        if len(listed) != len(set(listed)) or set(listed) != right:
+            self.broken("I3", "known customers", f"{len(listed)} listed, {len(right)} are right")
+        if stand.damaged or stand.rebuilding:
+            self.broken("I3", "store says", f"damaged {stand.damaged!r}, rebuilding {stand.rebuilding}")
 
     def _meta(self, order: Sequence[_Judged], expected: Mapping[Source, _Expected]) -> None:
         stand = self.evidence.stands[self.number]
@@ -564,6 +615,26 @@ class _Partition:
         found = {name: stand.counters.get(name, 0) for name in wanted}
         if found != wanted:
             self.broken("I9", "counters", f"{found}, {wanted} is right")
+
+
+@dataclass(slots=True)
+class _Bands:
+    """Per customer the band of the last score, and the band last alerted; codes are positions in proto.scores.BANDS."""
+
+    last: dict[str, int] = field(default_factory=dict)
+    alerted: dict[str, int] = field(default_factory=dict)
+
+    def alert(self, customer: str, band: int, probability: float, edges: Sequence[float], hysteresis: float) -> tuple[int, int]:
+        """The alert band before and after a score: up with the band at once, down only when clearly below the threshold."""
+        before = after = self.alerted.get(customer, 0)
+        if band > before:
+            after = band
+        elif 0 < band < before:
+            edge = edges[before - 2]
+            if probability < edge - min(hysteresis, edge / 2):
+                after = band
+        self.alerted[customer] = after
+        return before, after
 
 
 def _texts(event: Event) -> tuple[str, str, str, str]:

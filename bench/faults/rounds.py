@@ -557,6 +557,7 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
     scores: int = 0
     letters: int = 0
+    alerts: int = 0
     raw_duplicates: int = 0
     oracle_vectors: int = 0
     recover_s: float | None = None
@@ -744,7 +745,7 @@ def gather(settings: Settings, models: Mapping[str, Model], began_ms: int) -> Ev
         for m in read_topic(client, settings.prefixed(name)):
             inputs[m.partition()].append(Record(topic, m.partition(), m.offset(), m.timestamp()[1], m.key(), m.value()))
     outputs: list[dict[int, list[Output]]] = []
-    for name in ("churn-scores", "churn-dead-letters"):
+    for name in ("churn-scores", "churn-dead-letters", "churn-alerts"):
         found: dict[int, list[Output]] = {partition: [] for partition in partitions}
         for m in read_topic(client, settings.prefixed(name)):
             found[m.partition()].append(Output(m.key(), m.value() or b""))
@@ -760,7 +761,7 @@ def gather(settings: Settings, models: Mapping[str, Model], began_ms: int) -> Ev
     finally:
         store.close()
     ended_ms = time.time_ns() // 1_000_000
-    return Evidence(inputs, outputs[0], outputs[1], stands, states, models, began_ms, ended_ms)
+    return Evidence(inputs, outputs[0], outputs[1], outputs[2], stands, states, models, began_ms, ended_ms)
 
 
 def run_round(
@@ -836,7 +837,8 @@ def _check(this: Round, outcome: Outcome, *, stopped: bool) -> Verdict:
     verdict = check(evidence, rules, sample=this.fault.sample, seed=outcome.events)
     outcome.violations += verdict.violations
     outcome.events = verdict.records
-    outcome.scores, outcome.letters, outcome.raw_duplicates = verdict.scores, verdict.letters, verdict.raw_duplicates
+    outcome.scores, outcome.letters, outcome.alerts = verdict.scores, verdict.letters, verdict.alerts
+    outcome.raw_duplicates = verdict.raw_duplicates
     outcome.oracle_vectors = verdict.oracle_vectors
     if this.fault.no_duplicates and verdict.raw_duplicates:
         outcome.violations.append(f"graceful stop: {verdict.raw_duplicates} raw duplicates")

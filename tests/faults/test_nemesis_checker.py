@@ -70,6 +70,7 @@ def test_what_was_left_is_right(evidence: Evidence) -> None:
     assert verdict.records == EVENTS
     assert verdict.raw_duplicates > 10  # the control of the reader rule
     assert verdict.letters > 20
+    assert verdict.alerts > 20
     assert verdict.oracle_vectors >= 200
     left = [state for states in evidence.states.values() for state in states.values() if decode(state).carry[0] > 0]
     assert left  # facts have left their windows: the carry is compared, too
@@ -191,6 +192,22 @@ def score_a_duplicate(e: Evidence, draw: random.Random) -> None:
     e.scores[p].insert(at, Output(model.key, orjson.dumps(body)))
 
 
+def drop_alert(e: Evidence, draw: random.Random) -> None:
+    rows = next(rows for rows in e.alerts.values() if len(rows) > 5)
+    del rows[rows.index(draw.choice([row for row in rows if rows.count(row) == 1]))]
+
+
+def alert_twice_as_high(e: Evidence, draw: random.Random) -> None:
+    rows = next(rows for rows in e.alerts.values() if len(rows) > 5)
+    i = draw.choice([i for i, row in enumerate(rows) if rows.count(row) == 1])
+    rows[i] = rows[i]._replace(value=orjson.dumps({**orjson.loads(rows[i].value), "from_band": "unknown", "to_band": "high"}))
+
+
+def forget_a_known_customer(e: Evidence, draw: random.Random) -> None:
+    p = _partition(e, draw)
+    e.stands[p] = replace(e.stands[p], customers=e.stands[p].customers[8:])  # type: ignore[index]
+
+
 def drop_letter(e: Evidence, draw: random.Random) -> None:
     next(rows for rows in e.letters.values() if len(rows) > 5).pop(3)
 
@@ -257,10 +274,19 @@ def with_another_score(customer: Customer, draw: random.Random) -> Customer:
     return replace(customer, probability=customer.probability / 2)
 
 
+def with_another_alert(customer: Customer, draw: random.Random) -> Customer:
+    return replace(customer, alert_band=(customer.alert_band + 1) % 4)
+
+
 CORRUPTIONS: dict[str, tuple[Corruption, str]] = {
     "a score is missing": (drop_score, "I1"),
     "the last scores are missing": (drop_the_last_scores, "I1"),
     "a dead letter is missing": (drop_letter, "I1"),
+    "an alert is missing": (drop_alert, "I1"),
+    "an alert says another band": (alert_twice_as_high, "I4"),
+    "the band last alerted is forgotten": (_edit_state(with_another_alert), "I3"),
+    "a known customer is forgotten": (forget_a_known_customer, "I3"),
+    "the band last alerted in a score": (_edit("alert_band", lambda band: "high" if band != "high" else "low"), "I4"),
     "a repeated score differs in one digit": (repeat_with_another_byte, "I2"),
     "two scores of a topic changed places": (swap_scores, "I5"),
     "a score lies in another partition": (move_score, "I5"),
