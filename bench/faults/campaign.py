@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,10 +66,13 @@ def run(
     there = {line["seed"]: line for line in ledger.read(book)}
     left = [(key, fault) for key, fault in wanted.items() if key not in there]
     at = commit()
+    left.sort(key=lambda item: (item[1].nodes, item[1].fresh or fresh))  # rounds on the same ground together
     while left:
-        part, left = left[:FRESH_GROUND_AFTER], left[FRESH_GROUND_AFTER:]
+        kind = left[0][1].nodes, left[0][1].fresh or fresh
+        part = list(takewhile(lambda item, kind=kind: (item[1].nodes, item[1].fresh or fresh) == kind, left))[:FRESH_GROUND_AFTER]  # type: ignore[misc]
+        left = left[len(part) :]
         try:
-            _rounds(part, mode, events, at, fresh, book, home, say)
+            _rounds(part, mode, events, at, kind[1], book, home, say)
         except NotUp as error:
             # Not the product's doing, so no round of it: its turn comes again on new servers.
             done = {line["seed"] for line in ledger.read(book)}
@@ -92,7 +96,7 @@ def _rounds(
 ) -> None:
     shelf = Shelf(home.parent / "models")
     with ExitStack() as stack:
-        ground = stack.enter_context(Ground(home / "ground"))
+        ground = stack.enter_context(Ground(home / "ground", nodes=part[0][1].nodes))
         starter: Starter = Fresh() if fresh else stack.enter_context(Nursery())
         shelf.fill(Settings(kafka_bootstrap_servers=ground.kafka, replication=ground.nodes))
         for key, fault in part:

@@ -107,6 +107,7 @@ class Rules:
     reasons_top: int = 3
     hysteresis: float = 0.02
     exactly_once: bool = False  # then not even a raw duplicate may be seen
+    clock_s: int = 0  # how far the workers' wall clocks may be off
     stopped: bool = True  # all workers have stopped gracefully: nobody owns anything, no batch is open
 
 
@@ -461,7 +462,8 @@ class _Partition:
                         self.broken("I4", f"score field {name}", f"{item.place}: {found!r}, {due!r} is right")
                 if raw.key != item.customer.encode():
                     self.broken("I4", "score key", f"{item.place}: {raw.key!r}")
-                if not self.evidence.began_ms <= int(body.get("scored_at", 0)) <= self.evidence.ended_ms:
+                off_ms = 1_000 * self.rules.clock_s
+                if not self.evidence.began_ms - off_ms <= int(body.get("scored_at", 0)) <= self.evidence.ended_ms + off_ms:
                     self.broken("I4", "scored_at", f"{item.place}: {body.get('scored_at')} is outside the round")
 
     def _score(self, item: _Judged, wanted: _Expected, model: Model, vector: Any, probability: float, band: int) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class Fault:
     model: float = 0.7
     no_duplicates: bool = False
     sample: int = 100
+    nodes: int = 1  # brokers
+    fresh: bool = False  # needs worker processes started as in production
+    clock_s: int = 0  # how far the workers' clocks may be off
     soak: bool = True  # can be done to a deployment that goes on
     mode: str | None = None  # only in this delivery mode
     share: int = 5  # rounds of a campaign of 300
@@ -86,13 +89,16 @@ def kill_random(this: Round) -> None:
     victim = this.crew.victim(this.random)
     this.mark()
     victim.process.kill()
+    victim.process.wait(10)
 
 
 def kill_twice(this: Round) -> None:
     """Killed, and its successor killed again while it takes over."""
     kill_random(this)
     this.wait(this.random.uniform(0.5, 8))
-    this.crew.victim(this.random).process.kill()
+    victim = this.crew.victim(this.random)
+    victim.process.kill()
+    victim.process.wait(10)
 
 
 def crash_at(place: str) -> Callable[[Round], None]:
@@ -292,6 +298,17 @@ def redis_full(this: Round) -> None:
     this.mark()
 
 
+def redis_failover(this: Round) -> None:
+    """A replica that has not seen the last writes becomes the master; the old one is gone."""
+    replica = this.ground.replica()
+    this.wait(this.random.uniform(0.2, 1))
+    replica.link.set(Weather(swallow=(UP, DOWN)))
+    this.wait(this.random.uniform(0.1, 0.8))
+    this.mark()
+    this.ground.promote(replica)
+    this.moved()
+
+
 # -- Kafka
 
 
@@ -311,6 +328,50 @@ def broker_restart(this: Round) -> None:
     this.mark()
 
 
+def broker_of_three(this: Round) -> None:
+    """One of three brokers killed, whatever it led or coordinated; started again later."""
+    this.wait(this.random.uniform(0, 1.5))
+    broker = this.random.choice(this.ground.brokers)
+    this.mark()
+    broker.process.kill()
+    this.wait(this.random.uniform(2, 8))
+    broker.process.start()
+
+
+def quorum_loss(this: Round) -> None:
+    """Two of three brokers frozen or killed: nothing can be written; then they are back."""
+    this.wait(this.random.uniform(0, 1.5))
+    two = this.random.sample(this.ground.brokers, 2)
+    killed = this.random.random() < 0.5
+    this.facts["killed"] = killed
+    for broker in two:
+        broker.process.signal(signal.SIGKILL if killed else signal.SIGSTOP)
+    this.wait(this.random.uniform(2, 8))
+    for broker in two:
+        if killed:
+            broker.process.kill()
+            broker.process.start(wait=False)
+        else:
+            broker.process.signal(signal.SIGCONT)
+    for broker in two:
+        broker.process.await_up()
+    this.mark()
+
+
+# -- clocks
+
+
+def wrong_clocks(this: Round) -> None:
+    """Workers whose clocks are an hour fast and an hour slow, one after the other, and a SIGKILL in between."""
+    this.crew.next_variables = this.shelf.clock(this.random.choice((-3_600, 3_600, 86_400)))
+    kill_random(this)
+
+
+def wrong_clock(this: Round) -> None:
+    """The first worker's clock is wrong."""
+    this.crew.next_variables = this.shelf.clock(this.random.choice((-3_600, 3_600)))
+
+
 # -- models
 
 
@@ -321,6 +382,7 @@ def reload_kill(this: Round) -> None:
     victim = this.crew.victim(this.random)
     this.mark()
     victim.process.kill()
+    victim.process.wait(10)
 
 
 def corrupt_model(this: Round) -> None:
@@ -379,7 +441,26 @@ FAULTS: Final = {
         Fault("redis_full", redis_full, "Redis: no memory for writes", share=5),
         Fault("broker_kill", broker_kill, "broker: SIGKILL and restart", share=8),
         Fault("broker_restart", broker_restart, "broker: stopped and started", share=5),
+        Fault("broker_of_three", broker_of_three, "one of three brokers: SIGKILL", nodes=3, workers=2, feed_s=(4, 8), soak=False, share=6),
+        Fault("quorum_loss", quorum_loss, "two of three brokers frozen or killed, then back", nodes=3, feed_s=(4, 8), soak=False, share=6),
         *_links(),
+        Fault(
+            "kafka_ambiguous",
+            weather("kafka", Weather(swallow=(DOWN,)), (5, 8)),
+            "link to kafka: answers vanish for longer than requests wait",
+            proxied=("kafka",),
+            variables=_IMPATIENT,
+        ),
+        Fault(
+            "kafka_narrow",
+            weather("kafka", Weather(bytes_per_second=300_000), (4, 8)),
+            "link to kafka: 300 KB/s before a backlog of 20,000 events",
+            proxied=("kafka",),
+            events=20_000,
+            backlog=0.95,
+        ),
+        Fault("backlog_kill", kill_random, "20,000 events wait; and a SIGKILL", events=20_000, backlog=0.95, share=6),
+        Fault("clocks", wrong_clocks, "clocks an hour off; and a SIGKILL", prepare=wrong_clock, fresh=True, clock_s=90_000, share=5),
         Fault("dirty", kill_random, "duplicates, reordered, late, too late, 1970, 2100, a leap day; and a SIGKILL", stream=dirty, share=12),
         Fault("holes", kill_random, "aborted transactions in the inputs; and a SIGKILL", holes=True, share=8),
         Fault("poison", kill_random, "every second record hostile; and a SIGKILL", stream=hostile, share=8),

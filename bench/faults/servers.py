@@ -169,6 +169,14 @@ class RedisServer:
 
 
 @dataclass(slots=True)
+class Replica:
+    """A replica of the campaign's Redis; what it hears of its master comes through `link`."""
+
+    server: RedisServer
+    link: Proxy
+
+
+@dataclass(slots=True)
 class Broker:
     """A real Kafka broker; clients that connect to `proxied` stay on the way through the proxy."""
 
@@ -229,6 +237,7 @@ class Ground:
     redis_link: Proxy = field(init=False)
     kafka_links: list[Proxy] = field(default_factory=list)
     nodes: int = 1
+    _replicas: int = 0
     _exit: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Ground:
@@ -254,6 +263,28 @@ class Ground:
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
+
+    def replica(self) -> Replica:
+        """A fresh replica in step with the master. Raises NotUp."""
+        self._replicas += 1
+        link = self._exit.enter_context(Proxy(self.redis.port))
+        server = RedisServer(self.home / f"redis{self._replicas}")
+        server.process.start()
+        self._exit.callback(server.process.stop)
+        server.client.replicaof("127.0.0.1", link.port)
+        end = time.monotonic() + START_S
+        while server.client.info("replication").get("master_link_status") != "up":
+            if time.monotonic() > end:
+                raise NotUp("the replica does not get in step")
+            time.sleep(0.02)
+        return Replica(server, link)
+
+    def promote(self, replica: Replica) -> None:
+        """The master is killed, the replica takes its place."""
+        self.redis.process.kill()
+        replica.server.client.replicaof("NO", "ONE")
+        self.redis = replica.server
+        self.redis_link.turn_to(replica.server.port)
 
     @property
     def kafka(self) -> str:
