@@ -7,13 +7,15 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.facts import TOPICS
 from features.store import Claim
-from proto.errors import DependencyUnreachable, InvariantBroken
+from proto.errors import DependencyUnreachable, Fenced, InvariantBroken
 from streams.codec import Decoder, RawMessage
 from streams.merge import Batch, Merge, Slice
 from streams.metrics import Parts
@@ -36,9 +38,17 @@ class Owner(Protocol):
         """Become the only writer of the partition; returns where it stands."""
         ...
 
+    def restored(self, claim: Claim) -> None:
+        """Go on from a claim as it was restored; nothing when the partition has been given up meanwhile."""
+        ...
+
     def revoke(self, partitions: Sequence[int], *, lost: bool) -> None:
         """Give partitions up; returns only when nothing of them is in flight."""
         ...
+
+
+Restore = Callable[[Claim, Callable[[], bool]], Claim]
+"""Brings a claimed partition to where its outputs say it stood; the second argument says whether the partition is still wanted."""
 
 
 class Misrouted(InvariantBroken):
@@ -60,7 +70,11 @@ class IngestSettings:
 
 @dataclass(slots=True)
 class Ingest:
-    """A thread around one librdkafka consumer. `take` is for another thread; `ready` is called when there may be something to take."""
+    """A thread around one librdkafka consumer. `take` is for another thread; `ready` is called when there may be something to take.
+
+    `restore` runs in a thread of its own, one partition after the other: it may take minutes, and the group must hear from us
+    all the while. A partition is read from when it is restored; the others are not held up.
+    """
 
     settings: IngestSettings
     decoder: Decoder
@@ -68,12 +82,16 @@ class Ingest:
     ready: Callable[[], None]
     reached: Callable[[str], None] = lambda _: None  # crash points of tests
     unconverted: Callable[[int], None] = lambda amounts: None  # told of amounts whose currency has no rate
+    restore: Restore = lambda claim, _: claim
     parts: Parts = field(default_factory=Parts)
     merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
     assignments: int = 0
     _merges: dict[int, Merge] = field(default_factory=dict)
     _dropped: set[int] = field(default_factory=set)
+    _waiting: dict[int, Claim] = field(default_factory=dict)  # claimed and not restored yet
+    _restored: SimpleQueue[Claim | BaseException] = field(default_factory=SimpleQueue)
+    _to_restore: SimpleQueue[Claim | None] = field(default_factory=SimpleQueue)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
     _drained: threading.Event = field(default_factory=threading.Event)
@@ -135,17 +153,40 @@ class Ingest:
     def caught_up(self) -> bool:
         """Whether everything known of the owned partitions has been handed out, and there has been an assignment."""
         with self._lock:
-            return self.assignments > 0 and all(merge.caught_up for merge in self._merges.values())
+            return self.assignments > 0 and not self._waiting and all(merge.caught_up for merge in self._merges.values())
 
     # -- the thread
 
     def _run(self) -> None:
+        threading.Thread(target=self._restore_all, name="restore", daemon=True).start()
         try:
             self._read()
         except BaseException as error:
             log.error("reading stopped: %s", error)
             self.failure = error
+        self._to_restore.put(None)
         self.ready()
+
+    def _restore_all(self) -> None:
+        while (claim := self._to_restore.get()) is not None:
+            wanted = partial(self._wants, claim)
+            if not wanted():
+                continue
+            try:
+                self._restored.put(self.restore(claim, wanted))
+            except Fenced as error:
+                log.warning("%s", error)
+                with self._lock:
+                    if self._waiting.get(claim.partition) is claim:  # claimed by another, and the group has not said so yet
+                        del self._waiting[claim.partition]
+                        self._dropped.add(claim.partition)
+            except BaseException as error:
+                self._restored.put(error)
+
+    def _wants(self, claim: Claim) -> bool:
+        with self._lock:
+            waiting = self._waiting.get(claim.partition)
+            return waiting is not None and waiting.nonce == claim.nonce and not self._stop.is_set()
 
     def _read(self) -> None:
         s = self.settings
@@ -177,6 +218,7 @@ class Ingest:
             consumer.subscribe(list(s.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
             index = {name: i for i, name in enumerate(s.topics)}
             while not self._stop.is_set():
+                self._begin_restored(consumer)
                 self._watch_ends(consumer)
                 self._commit(consumer)
                 self._drained.clear()
@@ -319,37 +361,16 @@ class Ingest:
     # -- called by the client inside poll, in this thread
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        s = self.settings
         partitions = sorted({tp.partition for tp in assigned})
         if len(assigned) != len(partitions) * len(TOPICS):
             raise Misrouted(f"assigned {sorted((tp.topic, tp.partition) for tp in assigned)}: not the same partitions of every input topic")
-        starts = []
+        # Nothing is read before the partitions are restored, and that must not keep the group waiting.
+        consumer.assign([])
         for partition in partitions:
-            nonce = secrets.token_hex(16)
-            claim = self.owner.assign(partition, nonce)
-            merge = Merge(partition, nonce, {name: claim.applied.get(name, -1) for name in TOPICS}, claim.watermark_ms)
-            if claim.intent is not None:
-                merge.forced = {name: claim.intent.to.get(name, -1) for name in TOPICS}
-            for buffer, topic in zip(merge.buffers, s.topics, strict=True):
-                low, high = self._ends(consumer, topic, partition)
-                start = merge.applied[TOPICS[buffer.topic]] + 1
-                if start == 0:
-                    start = low
-                elif start < low:
-                    raise InvariantBroken(
-                        f"{topic}[{partition}]: handled up to offset {start - 1}, but the topic now begins at {low}: "
-                        "records in between were deleted unread; rebuild the state or set the offsets on purpose"
-                    )
-                elif start > high:
-                    raise InvariantBroken(
-                        f"{topic}[{partition}]: handled up to offset {start - 1}, but the topic ends at {high}: recreated or truncated"
-                    )
-                buffer.reach(start, high)
-                starts.append(TopicPartition(topic, partition, start))
+            claim = self.owner.assign(partition, secrets.token_hex(16))
             with self._lock:
-                self._merges[partition] = merge
-                self._dropped.discard(partition)
-        consumer.assign(starts)
+                self._waiting[partition] = claim
+            self._to_restore.put(claim)
         self.assignments += 1
         log.info("assigned partitions %s", partitions)
         self.ready()
@@ -361,11 +382,61 @@ class Ingest:
             raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
         return low, high
 
+    def _begin_restored(self, consumer: Consumer) -> None:
+        """Read the partitions that have been restored since."""
+        begun = []
+        while True:
+            try:
+                claim = self._restored.get_nowait()
+            except Empty:
+                break
+            if isinstance(claim, BaseException):
+                raise claim
+            if self._wants(claim):
+                self.owner.restored(claim)
+                merge = self._merge(consumer, claim)
+                with self._lock:
+                    self._merges[claim.partition] = merge
+                    self._dropped.discard(claim.partition)
+                    del self._waiting[claim.partition]
+                begun.append(claim.partition)
+        if begun:
+            with self._lock:
+                buffers = [(partition, buffer) for partition, merge in self._merges.items() for buffer in merge.buffers]
+            # The whole assignment anew: the client knows no other way in this protocol. What it has fetched ahead is fetched again.
+            consumer.assign([TopicPartition(self.settings.topics[buffer.topic], p, buffer.position) for p, buffer in buffers])
+            for _, buffer in buffers:
+                buffer.paused = False
+            log.info("reading partitions %s", begun)
+            self.ready()
+
+    def _merge(self, consumer: Consumer, claim: Claim) -> Merge:
+        """The merge of a partition with its buffers at the first record to read."""
+        s = self.settings
+        merge = Merge.of(claim)
+        for buffer, topic in zip(merge.buffers, s.topics, strict=True):
+            low, high = self._ends(consumer, topic, claim.partition)
+            start = merge.applied[TOPICS[buffer.topic]] + 1
+            if start == 0:
+                start = low
+            elif start < low:
+                raise InvariantBroken(
+                    f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic now begins at {low}: "
+                    "records in between were deleted unread; rebuild the state or set the offsets on purpose"
+                )
+            elif start > high:
+                raise InvariantBroken(
+                    f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic ends at {high}: recreated or truncated"
+                )
+            buffer.reach(start, high)
+        return merge
+
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition], *, lost: bool = False) -> None:
         partitions = sorted({tp.partition for tp in revoked})
         with self._lock:
             for partition in partitions:
                 self._merges.pop(partition, None)
+                self._waiting.pop(partition, None)
                 self._dropped.discard(partition)
         self.owner.revoke(partitions, lost=lost)
         log.info("%s partitions %s", "lost" if lost else "gave up", partitions)

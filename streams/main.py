@@ -29,10 +29,13 @@ from streams.agents import Feeder, faust_app, scoring_agent
 from streams.codec import Decoder, exponent_of
 from streams.engine import CRASH_VARIABLE, Engine, EngineSettings, Result, crash_point
 from streams.ingest import Ingest, IngestSettings
+from streams.log import KafkaLog
 from streams.metrics import Metrics
+from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
 from streams.sink import KafkaSink, SinkSettings
+from streams.topics import ALERTS, DEAD_LETTERS, SCORES
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +160,30 @@ class Worker:
             loop.run_in_executor(None, reload.start),
         )
 
+        inputs = [s.prefixed(topic) for topic in TOPICS]
+        decoder = Decoder(
+            currency=s.currency,
+            rates=s.rates,
+            future_ms=s.future_allowance_ms,
+            max_bytes=s.max_event_bytes,
+            digest_key=s.digest_key.get_secret_value().encode(),
+        )
+        source = KafkaLog(self._client, timeout_s=s.dependency_timeout_s)
+        restorer = Restorer(
+            RestoreSettings(
+                inputs=inputs,
+                scores=s.prefixed(SCORES),
+                dead_letters=s.prefixed(DEAD_LETTERS),
+                alerts=s.prefixed(ALERTS),
+                max_facts=s.max_facts_in_memory // 4,
+                largest_batch=s.batch_max_events,
+            ),
+            RedisStore(self._redis_url, namespace=s.namespace),  # of its own: it works in another thread
+            source,
+            decoder,
+            metrics,
+        )
+
         feeder: Feeder
         ingest: Ingest
         app = faust_app(
@@ -167,22 +194,17 @@ class Worker:
             IngestSettings(
                 self._client,
                 s.topic_prefix + s.group_id,
-                [s.prefixed(topic) for topic in TOPICS],
+                inputs,
                 s.batch_max_events,
                 s.batch_linger_ms / 1_000,
                 s.buffer_bytes,
                 s.dependency_timeout_s,
             ),
-            Decoder(
-                currency=s.currency,
-                rates=s.rates,
-                future_ms=s.future_allowance_ms,
-                max_bytes=s.max_event_bytes,
-                digest_key=s.digest_key.get_secret_value().encode(),
-            ),
+            decoder,
             engine,
             lambda: feeder.wake(),  # noqa: PLW0108 - the feeder is made below, it needs this consumer
             reached,
+            restorer.restore,
         )
         ingest.unconverted = metrics.unconverted.inc
         watchdog = Watchdog(ingest.behind, s.progress_timeout_s)

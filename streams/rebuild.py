@@ -14,7 +14,7 @@ import numpy.typing as npt
 from features.facts import OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
-from proto.errors import InvariantBroken
+from proto.errors import Fenced, InvariantBroken
 from streams.codec import Decoder, RawMessage
 from streams.emitted import MARGIN, Emitted, Outputs, together
 from streams.engine import REJECTED, tally
@@ -77,14 +77,16 @@ class Restorer:
     decoder: Decoder
     metrics: Metrics = field(default_factory=Metrics)
     parts: Parts = field(default_factory=Parts)
+    _wanted: Callable[[], bool] = lambda: True
 
-    def restore(self, claim: Claim) -> Claim:
+    def restore(self, claim: Claim, wanted: Callable[[], bool] = lambda: True) -> Claim:
         """The claim as work has to go on from it: whole state, `applied` not before anything that is complete in the outputs.
 
         Call it after every claim, before the first record is read; make the merge with `Merge.of(result)` and give the result
         to the engine (`Engine.restored`). Raises Fenced, StoreUnavailable, DependencyUnreachable, and InvariantBroken when the
-        state cannot be rebuilt from what is there.
+        state cannot be rebuilt from what is there. wanted: whether anybody still waits; when not, Fenced is raised soon.
         """
+        self._wanted = wanted
         s = self.settings
         outputs = Outputs(self.log, s.scores, s.dead_letters, claim.partition, margin=max(MARGIN, s.largest_batch))
         with self.parts.part("look"):
@@ -98,6 +100,11 @@ class Restorer:
         if claim.intent is not None and _covers(claim.intent.to, newest):
             return claim  # a crash in mid-batch: the open batch is repeated
         return self._adopt(claim, outputs)
+
+    def go_on(self, partition: int) -> None:
+        """Raises Fenced when the partition was given up meanwhile."""
+        if not self._wanted():
+            raise Fenced(f"partition {partition} was given up while it was restored")
 
     # -- what to do
 
@@ -313,6 +320,7 @@ class _Replay:
             to = block.cut(-1)
             self._feed(to, None)
             self.merge.force(to, block.plan)
+            self.restorer.go_on(self.partition)
             batch = self.merge.take(0)
             assert batch is not None
             yield batch, block
@@ -335,6 +343,7 @@ class _Replay:
     def _stream(self, to: Offsets) -> Iterator[tuple[Batch, None]]:
         while True:
             self._feed(to, STREAMED)
+            self.restorer.go_on(self.partition)
             batch = self.merge.take(STREAMED, until=to)
             if batch is None:
                 return
