@@ -20,7 +20,7 @@ import numpy.typing as npt
 from features.facts import PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
-from proto.errors import BadUsage, Fenced, InvariantBroken, Reason
+from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged
 from scoring.bands import floors
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
@@ -256,21 +256,25 @@ class Engine:
         # States are read before the intent, also before one that is open is written again: once it is accepted, nobody has
         # written since. Read after it, a worker that was suspended in between would take the states its successor has already
         # made of this batch (or those of a store that went back) for the ones before it, and emit what follows from them.
-        with self.parts.part("load"):
-            missing = partition.histories.missing(
-                customer for customer, reason in zip(batch.customer, batch.reason.tolist(), strict=True) if not reason
-            )
-            states = self._store.load(batch.partition, missing) if missing else []
         try:
+            with self.parts.part("load"):
+                missing = partition.histories.missing(
+                    customer for customer, reason in zip(batch.customer, batch.reason.tolist(), strict=True) if not reason
+                )
+                states = self._store.load(batch.partition, missing) if missing else []
             with self.parts.part("intend"):
                 self._store.intend(batch.partition, batch.nonce, batch.former, intent)
+            if missing:
+                with self.parts.part("load"):
+                    partition.histories.load(missing, states)
         except Fenced as error:
             log.warning("%s", error)
             fenced.append(batch.partition)
             return None
-        if missing:
-            with self.parts.part("load"):
-                partition.histories.load(missing, states)
+        except StateDamaged:
+            # Nothing of the batch was emitted. The next claim finds the mark and rebuilds (streams/rebuild.py).
+            self._store.begin_rebuild(batch.partition, batch.nonce)
+            raise
         return _Work(batch, partition, model, intent.scored_at_ms)
 
     def _compute(self, work: _Work) -> None:

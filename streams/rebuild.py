@@ -14,7 +14,7 @@ import numpy.typing as npt
 from features.facts import OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
-from proto.errors import Fenced, InvariantBroken
+from proto.errors import Fenced, InvariantBroken, StateDamaged
 from streams.codec import Decoder, RawMessage
 from streams.emitted import MARGIN, Emitted, Outputs, together
 from streams.engine import REJECTED, tally
@@ -94,12 +94,11 @@ class Restorer:
         why = self._lost(claim, outputs)
         if why:
             claim = self._rebuild(claim, outputs, why)
-        newest = outputs.newest()
-        if newest is None or _covers(claim.applied, newest):
-            return claim
-        if claim.intent is not None and _covers(claim.intent.to, newest):
-            return claim  # a crash in mid-batch: the open batch is repeated
-        return self._adopt(claim, outputs)
+        try:
+            return self._settled(claim, outputs)
+        except StateDamaged as error:
+            claim = self._rebuild(claim, outputs, str(error))
+            return self._settled(claim, outputs)
 
     def go_on(self, partition: int) -> None:
         """Raises Fenced when the partition was given up meanwhile."""
@@ -117,6 +116,14 @@ class Restorer:
         if claim.fresh and outputs.ever:
             return "the store is empty, but scores were emitted"
         return ""
+
+    def _settled(self, claim: Claim, outputs: Outputs) -> Claim:
+        newest = outputs.newest()
+        if newest is None or _covers(claim.applied, newest):
+            return claim
+        if claim.intent is not None and _covers(claim.intent.to, newest):
+            return claim  # a crash in mid-batch: the open batch is repeated
+        return self._adopt(claim, outputs)
 
     # -- rebuilding
 
@@ -179,7 +186,7 @@ class Restorer:
         partition, nonce = claim.partition, claim.nonce
         log.warning("partition %d: outputs beyond the stored offsets %s are adopted", partition, dict(claim.applied))
         position = Position(dict(claim.applied), claim.model, claim.watermark_ms, dict(claim.counters))
-        histories = Histories(max_facts=self.settings.max_facts)
+        histories = Histories(max_facts=self.settings.max_facts, known=claim.customers)
         replay = _Replay(self, partition, position, histories, lambda names: self.store.load(partition, names), outputs, whole=True)
         replay.expected = (
             outputs.last_key(letters=False),
