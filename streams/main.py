@@ -204,7 +204,7 @@ class Worker:
             engine,
             lambda: feeder.wake(),  # noqa: PLW0108 - the feeder is made below, it needs this consumer
             reached,
-            restorer.restore,
+            restore=restorer.restore,
         )
         ingest.unconverted = metrics.unconverted.inc
         watchdog = Watchdog(ingest.behind, s.progress_timeout_s)

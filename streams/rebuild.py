@@ -408,7 +408,8 @@ class _Replay:
         else:
             outcome[picks] = step.outcome
         rows = step.rows if picks is None else picks[step.rows]
-        model, apart = None, []
+        model: str | None = None
+        apart: list[int] = []
         if block is not None:
             told = emitted[rows]
             if not told.all():
@@ -424,9 +425,9 @@ class _Replay:
                 model = str(block.model[there[-1]])
                 with part("compare"):
                     apart = _apart(vectors, step.at[scored], block, there)
-        missing, unexplained = self._missing(batch, outcome, emitted, lettered)
+        first_missing, unexplained = self._missing(batch, outcome, emitted, lettered)
         counters = tally(np.bincount(outcome, minlength=REJECTED + 1).tolist())
-        return _Handled(list(dict.fromkeys(customers)), counters, model, missing, unexplained, apart)
+        return _Handled(list(dict.fromkeys(customers)), counters, model, first_missing, unexplained, apart)
 
     def _missing(
         self, batch: Batch, outcome: npt.NDArray[np.uint8], emitted: npt.NDArray[np.bool_], lettered: npt.NDArray[np.bool_]

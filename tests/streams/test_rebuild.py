@@ -124,7 +124,8 @@ class Banded(Fallback):
 
     def score(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         total = np.nan_to_num(vectors).astype(np.float64).sum(axis=1)
-        return ((total * 0.6180339 + len(self.digest)) % 1.0).astype(np.float32)
+        probability: npt.NDArray[np.float32] = ((total * 0.6180339 + len(self.digest)) % 1.0).astype(np.float32)
+        return probability
 
     def bands(self, probability: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         return np.where(probability > 0.7, BANDS.index("high"), BANDS.index("low")).astype(np.uint8)
