@@ -87,7 +87,7 @@ def publish_model(settings: Settings, *, trees: int, depth: int) -> str:
     medium, high = (round(float(np.quantile(probability, 1 - share)), 6) for share in (NOT_LOW, NOT_LOW / 4))
     passed = gates.check_scores(session, x[:5_000], probability[:5_000], (medium, high))
     golden = x[:: len(x) // 64]
-    tables = Tables(export.expected_values(forest, export.covers(booster)), golden, session.probabilities(golden))
+    tables = Tables(export.shares(forest, export.covers(booster)), golden, session.probabilities(golden))
     manifest = Manifest(
         name="bench",
         version=f"{trees}x{depth}",

@@ -1,7 +1,7 @@
 """A model as it is published: manifest, ONNX graph and tables in one compressed envelope; nothing is believed before it is checked.
 
 Envelope (before compression): magic, manifest length (u32), manifest, graph length (u32), graph, tables. Tables: number of tree
-nodes (u32), their expected values (float64), number of golden rows (u32), their vectors (float32), their probabilities (float32).
+nodes (u32), their shares (float64), number of golden rows (u32), their vectors (float32), their probabilities (float32).
 Everything little-endian. The manifest holds the sha256 of graph and tables, and its own sha256 is the model's name everywhere.
 """
 
@@ -26,7 +26,7 @@ MAX_ENVELOPE_BYTES: Final = 32 * 1024 * 1024 - 64 * 1024
 MAX_CONTENT_BYTES: Final = 96 * 1024 * 1024
 MAX_MANIFEST_BYTES: Final = 1024 * 1024
 MAX_GOLDEN: Final = 4096
-MAGIC: Final = b"CHURNMDL\x01\x00\x00\x00"
+MAGIC: Final = b"CHURNMDL\x02\x00\x00\x00"
 
 SHA256: Final = r"^[0-9a-f]{64}$"
 Finite = Field(allow_inf_nan=False)
@@ -65,7 +65,6 @@ class Manifest(_Part):
     tables_sha256: str = Field(pattern=SHA256)
     calibration: Calibration
     thresholds: Thresholds
-    reasons_method: str = "saabas"
     label: dict[str, JsonValue]
     data: dict[str, JsonValue]
     training: dict[str, JsonValue]
@@ -86,17 +85,18 @@ class Manifest(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What travels beside the graph: expected value of each tree node, float64 (nodes,); golden rows and what they must score."""
+    """What travels beside the graph: of each node that asks the share of the training weight that went to `yes`, float64 (nodes,), 0 on
+    leaves; golden rows and what they must score."""
 
-    expected: npt.NDArray[np.float64]
+    share: npt.NDArray[np.float64]
     golden: npt.NDArray[np.float32]  # (rows, N_FEATURES)
     golden_probability: npt.NDArray[np.float32]  # (rows,)
 
     def encode(self) -> bytes:
         """The bytes whose sha256 the manifest holds."""
         return b"".join((
-            struct.pack("<I", len(self.expected)),
-            self.expected.astype("<f8").tobytes(),
+            struct.pack("<I", len(self.share)),
+            self.share.astype("<f8").tobytes(),
             struct.pack("<I", len(self.golden)),
             self.golden.astype("<f4").tobytes(),
             self.golden_probability.astype("<f4").tobytes(),
@@ -187,10 +187,10 @@ def unpack(envelope: bytes, *, digest: str | None = None, layout_hash: str = LAY
         raise ArtifactRejected("model artifact refused: the graph is not the one in the manifest")
     if sha256(reader.rest()).hexdigest() != manifest.tables_sha256:
         raise ArtifactRejected("model artifact refused: the tables are not the ones in the manifest")
-    expected = np.frombuffer(reader.take(8 * reader.u32(graph.MAX_NODES, "tree nodes")), "<f8")
+    share = np.frombuffer(reader.take(8 * reader.u32(graph.MAX_NODES, "tree nodes")), "<f8")
     rows = reader.u32(MAX_GOLDEN, "golden rows")
     golden = np.frombuffer(reader.take(4 * rows * n_features), "<f4").reshape(rows, n_features)
-    tables = Tables(expected, golden, np.frombuffer(reader.take(4 * rows), "<f4"))
+    tables = Tables(share, golden, np.frombuffer(reader.take(4 * rows), "<f4"))
     reader.finish()
 
     forest = graph.read(onnx, n_features)
@@ -223,17 +223,11 @@ def _check_manifest(manifest: Manifest, layout_hash: str) -> None:
 
 
 def _check_tables(tables: Tables, forest: Forest) -> None:
-    expected, weight = tables.expected, forest.weight.astype(np.float64)
-    if len(expected) != forest.n_nodes:
-        raise ArtifactRejected(f"model artifact refused: {len(expected):,} expected values for {forest.n_nodes:,} tree nodes")
-    leaf = forest.feature < 0
-    yes, no = expected[forest.yes[~leaf]], expected[forest.no[~leaf]]
-    inner = expected[~leaf]
-    # Rounding of the mean may leave the interval of the two means by an ulp or two.
-    slack = 1e-12 + 1e-12 * np.abs(inner)
-    between = (inner >= np.minimum(yes, no) - slack) & (inner <= np.maximum(yes, no) + slack)
-    if not np.all(np.isfinite(expected)) or not np.array_equal(expected[leaf], weight[leaf]) or not np.all(between):
-        raise ArtifactRejected("model artifact refused: the expected values do not belong to these trees")
+    share = tables.share
+    if len(share) != forest.n_nodes:
+        raise ArtifactRejected(f"model artifact refused: {len(share):,} shares for {forest.n_nodes:,} tree nodes")
+    if not np.all((share >= 0) & (share <= 1)) or share[forest.feature < 0].any():
+        raise ArtifactRejected("model artifact refused: the shares do not belong to these trees")
     if len(tables.golden) == 0:
         raise ArtifactRejected("model artifact refused: it has no golden rows")
     golden = tables.golden_probability

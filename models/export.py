@@ -1,4 +1,4 @@
-"""A fitted XGBoost booster as one ONNX graph with the calibration inside, plus the expected value of every tree node for reasons."""
+"""A fitted XGBoost booster as one ONNX graph with the calibration inside, plus the shares that reasons need."""
 
 import json
 from typing import Any
@@ -62,17 +62,12 @@ def covers(booster: xgboost.Booster) -> npt.NDArray[np.float64]:
     return np.array(found)
 
 
-def expected_values(forest: Forest, cover: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Cover-weighted mean of the leaves below each node, shape (nodes,), in float64: what the margin would be on average from there.
-
-    Children come after their parent, so one backward pass is enough.
-    """
-    expected = forest.weight.astype(np.float64)
-    for node in range(forest.n_nodes - 1, -1, -1):
-        if forest.feature[node] >= 0:
-            yes, no = forest.yes[node], forest.no[node]
-            total = cover[yes] + cover[no]
-            # Hessians can round to nothing in a confident corner: both children then count alike.
-            share = cover[yes] / total if total > 0 else 0.5
-            expected[node] = share * expected[yes] + (1 - share) * expected[no]
-    return expected
+def shares(forest: Forest, cover: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Share of each node's cover that went to its `yes` child, shape (nodes,), float64; 0 on leaves."""
+    asks = forest.feature >= 0
+    yes, no = cover[forest.yes[asks]], cover[forest.no[asks]]
+    both = yes + no
+    found = np.zeros(forest.n_nodes)
+    # Hessians can round to nothing in a confident corner: both children then count alike.
+    found[asks] = np.divide(yes, both, out=np.full(len(both), 0.5), where=both > 0)
+    return found

@@ -68,7 +68,7 @@ class ScoreRecord(_Record):
     fallback: bool = Field(description="Made without a model.")
     supersedes: str | None = Field(description="score_id this one corrects; null here.")
     reasons: list[ScoreReason] = Field(description="Strongest first; empty where the band is low and has not moved.")
-    reasons_method: Literal["saabas"]
+    reasons_method: Literal["treeshap", "saabas"]
     source: Source
     cut: dict[str, Offset] = Field(description="Per input topic the highest offset handled up to and including this event; -1 = none.")
 

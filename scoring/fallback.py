@@ -21,7 +21,7 @@ class Fallback:
     name: Final = ""
     version: Final = ""
     threshold_version: Final = ""
-    reasons_method: Final = "saabas"
+    reasons_method: Final = "treeshap"
     edges: tuple[float, ...] = ()
     layout_hash: Final = LAYOUT_HASH
 

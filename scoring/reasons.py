@@ -1,14 +1,15 @@
-"""Why this score: Saabas contributions of each feature, and the strongest ones in business words.
+"""Why this score: what each feature contributes to the margin, and the strongest ones in business words.
 
-Walking a row down a tree, every step changes what the tree expects; the change is credited to the feature that was asked. Summed over
-the trees: contributions + bias = margin, where probability = 1 / (1 + exp(-margin)).
+Contributions + bias = margin, where probability = 1 / (1 + exp(-margin)). They are exact Shapley values (scoring/treeshap.py) where the
+tables of the model fit into memory. For larger models they are Saabas': walking a row down a tree, every step changes what the tree
+expects; the change is credited to the feature that was asked.
 Source: Saabas (2014), Interpreting random forests; XGBoost calls it `approx_contribs`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isnan
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import numpy.typing as npt
 from features.catalog import CATALOG, Feature, Op
 from features.compiled import kernel
 from models.artifact import Artifact
+from models.graph import Forest
+from scoring.treeshap import MAX_BYTES, TreeShap, table_bytes
 
 Vectors = npt.NDArray[np.float32]
 
@@ -46,11 +49,20 @@ def _walk(vectors: Any, root: Any, feature: Any, value: Any, missing_yes: Any, y
                 asked = feature[node]
 
 
-class Reasons:
-    """Contributions and reason texts of one model. Memory: about 30 bytes per tree node."""
+def expected_values(forest: Forest, share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean of the leaves below each node, weighted as in training: what the margin would be on average from there; float64 (nodes,)."""
+    expected: list[float] = forest.weight.tolist()
+    yes, no, shares = forest.yes.tolist(), forest.no.tolist(), share.tolist()
+    # Children stand behind their parent.
+    for node in np.flatnonzero(forest.feature >= 0)[::-1].tolist():
+        expected[node] = shares[node] * expected[yes[node]] + (1 - shares[node]) * expected[no[node]]
+    return np.array(expected)
 
-    def __init__(self, artifact: Artifact, *, money: "Money | None" = None) -> None:
-        forest, expected = artifact.forest, artifact.tables.expected
+
+class _Saabas:
+    """The walk's view of a forest. Memory: about 30 bytes per tree node."""
+
+    def __init__(self, forest: Forest, expected: npt.NDArray[np.float64]) -> None:
         order = _siblings_together(forest.root, forest.feature, forest.yes, forest.no)
         place = np.empty(forest.n_nodes, np.int32)
         place[order] = np.arange(forest.n_nodes, dtype=np.int32)
@@ -58,17 +70,14 @@ class Reasons:
         branch = np.flatnonzero(forest.feature >= 0)
         for child in (forest.yes, forest.no):
             change[child[branch]] = expected[child[branch]] - expected[branch]
-        self.bias = float(expected[forest.root].sum() + forest.base)
         self._root = place[forest.root]
         self._feature = forest.feature[order]
         self._value = forest.value[order]
         self._missing_yes = forest.missing_yes[order].astype(np.uint8)
         self._yes = np.where(self._feature >= 0, place[forest.yes[order]], 0).astype(np.int32)
         self._change = change[order]
-        self._texts = [_text_of(f, money or Money()) for f in CATALOG]
 
     def contributions(self, vectors: Vectors) -> npt.NDArray[np.float64]:
-        """Contribution of each feature to the margin in log-odds, float64 of the vectors' shape (k, N_FEATURES)."""
         found = np.zeros(vectors.shape)
         _walk(
             np.ascontiguousarray(vectors, np.float32),
@@ -81,6 +90,27 @@ class Reasons:
             found,
         )
         return found
+
+
+class Reasons:
+    """Contributions and reason texts of one model. max_bytes: bound of the tables of exact ones, beyond it they are Saabas'."""
+
+    method: Literal["treeshap", "saabas"]
+
+    def __init__(self, artifact: Artifact, *, money: "Money | None" = None, max_bytes: int = MAX_BYTES) -> None:
+        forest, share = artifact.forest, artifact.tables.share
+        expected = expected_values(forest, share)
+        self.bias = float(expected[forest.root].sum() + forest.base)
+        self._of: TreeShap | _Saabas
+        if table_bytes(forest) <= max_bytes:
+            self.method, self._of = "treeshap", TreeShap(forest, share)
+        else:
+            self.method, self._of = "saabas", _Saabas(forest, expected)
+        self._texts = [_text_of(f, money or Money()) for f in CATALOG]
+
+    def contributions(self, vectors: Vectors) -> npt.NDArray[np.float64]:
+        """Contribution of each feature to the margin in log-odds, float64 of the vectors' shape (k, N_FEATURES)."""
+        return self._of.contributions(vectors)
 
     def top(self, vectors: Vectors, top: int = 3) -> list[list[Reason]]:
         """The `top` strongest contributions of each row, either way, strongest first; ties in catalog order; zero is no reason."""

@@ -32,11 +32,11 @@ class Scorer:
         self.version = manifest.version
         self.layout_hash = manifest.layout_hash
         self.threshold_version = manifest.thresholds.version
-        self.reasons_method = manifest.reasons_method
         self.edges = (manifest.thresholds.medium, manifest.thresholds.high)
         self._thresholds = manifest.thresholds
         self._session = Session(artifact.onnx)
         self._reasons = Reasons(artifact, money=money)
+        self.reasons_method = self._reasons.method
         self._prove(artifact)
 
     def _prove(self, artifact: Artifact) -> None:

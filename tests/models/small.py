@@ -55,7 +55,7 @@ def small(trees: int = 40, depth: int = 4, seed: int = 0) -> Small:
     booster = xgboost.train(parameters, xgboost.DMatrix(x[:, columns], label=y), trees)
     forest = export.forest_of(booster, columns, PLATT)
     onnx = graph.write(forest, N_FEATURES)
-    tables = Tables(export.expected_values(forest, export.covers(booster)), x[:48], Session(onnx).probabilities(x[:48]))
+    tables = Tables(export.shares(forest, export.covers(booster)), x[:48], Session(onnx).probabilities(x[:48]))
     manifest = manifest_of(onnx, tables)
     return Small(x, columns, booster, forest, onnx, tables, manifest, pack(manifest, onnx, tables))
 

@@ -17,7 +17,7 @@ def test_packed_and_unpacked_it_is_the_same() -> None:
     found = unpack(model.envelope, digest=model.manifest.digest)
     assert found.manifest == model.manifest
     assert found.onnx == model.onnx
-    np.testing.assert_array_equal(found.tables.expected, model.tables.expected)
+    np.testing.assert_array_equal(found.tables.share, model.tables.share)
     np.testing.assert_array_equal(found.tables.golden, model.tables.golden)
     np.testing.assert_array_equal(found.forest.weight, model.forest.weight)
 
@@ -83,16 +83,16 @@ def test_a_graph_of_another_model_is_refused() -> None:
     other = small(seed=5)
     with pytest.raises(ArtifactRejected, match="made for another graph"):
         pack(small().manifest, other.onnx, small().tables)
-    with pytest.raises(ArtifactRejected, match="expected values"):
+    with pytest.raises(ArtifactRejected, match="shares"):
         unpack(repacked(onnx=other.onnx))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e3])
-def test_expected_values_of_other_trees_are_refused(value: float) -> None:
-    expected = small().tables.expected.copy()
-    expected[0] = value
-    with pytest.raises(ArtifactRejected, match="expected values"):
-        unpack(repacked(expected=expected))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.1])
+def test_shares_that_are_none_are_refused(value: float) -> None:
+    share = small().tables.share.copy()
+    share[0] = value
+    with pytest.raises(ArtifactRejected, match="shares"):
+        unpack(repacked(share=share))
 
 
 def test_a_bomb_is_refused_by_the_size_it_states() -> None:

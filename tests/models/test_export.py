@@ -80,12 +80,3 @@ def test_trees_that_ask_nothing_are_refused() -> None:
         export.forest_of(flat, np.arange(N_FEATURES))
     with pytest.raises(ArtifactRejected, match="never ask"):
         export.forest_of(fitted(gamma=1e9, rounds=3), np.arange(N_FEATURES))
-
-
-def test_expected_values_are_those_of_xgboost() -> None:
-    model = small()
-    plain = export.forest_of(model.booster, model.columns)
-    expected = export.expected_values(plain, export.covers(model.booster))
-    matrix = xgboost.DMatrix(model.x[:1, model.columns])
-    bias = model.booster.predict(matrix, pred_contribs=True, approx_contribs=True)[0, -1]
-    assert expected[plain.root].sum() + plain.base == pytest.approx(bias, abs=1e-5)

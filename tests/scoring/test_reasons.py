@@ -6,12 +6,12 @@ import pytest
 import xgboost
 
 from features.catalog import N_FEATURES, NAMES
-from models import export
 from models.artifact import unpack
 from models.calibrate import sigmoid
 from scoring.bands import HIGH, LOW, MEDIUM, UNKNOWN
-from scoring.reasons import Money, Reasons
+from scoring.reasons import Money, Reasons, expected_values
 from scoring.scorer import Scorer
+from scoring.treeshap import MAX_BYTES
 from tests.models.small import PLATT, small
 
 GBP = Money("GBP", 2)
@@ -26,12 +26,16 @@ def test_contributions_and_bias_add_up_to_the_margin() -> None:
     assert np.abs(sigmoid(margin) - score).max() < 1e-6
 
 
-def test_contributions_are_those_of_xgboost_before_folding() -> None:
+@pytest.mark.parametrize(("max_bytes", "method"), [(MAX_BYTES, "treeshap"), (0, "saabas")])
+def test_contributions_are_those_of_xgboost_before_folding(max_bytes: int, method: str) -> None:
     model = small()
-    found = Reasons(unpack(model.envelope)).contributions(model.x) / PLATT.a
+    reasons = Reasons(unpack(model.envelope), max_bytes=max_bytes)
+    assert reasons.method == method
+    found = reasons.contributions(model.x) / PLATT.a
     matrix = xgboost.DMatrix(model.x[:, model.columns])
-    theirs = model.booster.predict(matrix, pred_contribs=True, approx_contribs=True)
+    theirs = model.booster.predict(matrix, pred_contribs=True, approx_contribs=method == "saabas")
     assert np.abs(found[:, model.columns] - theirs[:, :-1]).max() < 1e-5
+    assert reasons.bias == pytest.approx(PLATT.a * theirs[0, -1] + PLATT.b, abs=1e-5)
     unused = np.setdiff1d(np.arange(N_FEATURES), model.columns)
     assert not found[:, unused].any()
 
@@ -115,7 +119,7 @@ def test_amounts_follow_the_currency() -> None:
 
 def test_expected_values_of_a_tree_lie_between_its_leaves() -> None:
     model = small()
-    expected = export.expected_values(model.forest, export.covers(model.booster))
+    expected = expected_values(model.forest, model.tables.share)
     ends = np.append(model.forest.root[1:], model.forest.n_nodes)
     for start, end in zip(model.forest.root, ends, strict=True):
         leaves = model.forest.weight[start:end][model.forest.feature[start:end] < 0]
