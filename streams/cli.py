@@ -33,7 +33,7 @@ GROUPS: dict[str, Group] = {
     "worker": Group("streams.commands.worker", "Score events as they come."),
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
     "models": Group("streams.commands.models", "Train models, publish them, see how good they are."),
-    "dlq": Group("streams.commands.dlq", "Look at the records that could not be used."),
+    "dlq": Group("streams.commands.dlq", "Look at the records that could not be used, send them back."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "state": Group("streams.commands.state", "Look at what is stored of a customer."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from proto.errors import ChurnError, DependencyUnreachable
 from proto.scores import DeadLetter
+from streams.reader import HighWater
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -61,33 +62,48 @@ def escaped(value: bytes | None, limit: int) -> str:
 
 
 def collect(settings: Settings, *, limit: int, reason: str | None = None, source: str | None = None) -> Collected:
-    """Everything on the dead-letter topic up to its end as of now: counted by reason, the newest `limit` that match kept.
+    """Every dead letter up to the topic's end as of now: counted by reason, the newest `limit` that match kept.
 
     Raises DependencyUnreachable when Kafka does not answer, ChurnError when the topic does not exist.
     """
     collected = Collected()
     kept: dict[int, deque[DeadLetter]] = {}
-    for partition, value in _values(settings):
-        try:
-            letter = DeadLetter.model_validate_json(value)
-        except ValidationError:
+    for partition, letter in letters(settings):
+        if letter is None:
             collected.unreadable += 1
             continue
         collected.by_reason[letter.reason] += 1
         if (reason is None or letter.reason == reason) and (source is None or source_id(letter) == source):
             kept.setdefault(partition, deque(maxlen=max(limit, 0))).append(letter)
-    newest = sorted((letter for letters in kept.values() for letter in letters), key=lambda one: (one.append_time, source_id(one)))
+    newest = sorted((letter for queue in kept.values() for letter in queue), key=lambda one: (one.append_time, source_id(one)))
     collected.letters = newest[-limit:] if limit > 0 else []
     return collected
 
 
-def _values(settings: Settings) -> Iterator[tuple[int, bytes]]:
-    """(partition, value) of every record up to the ends as of now; a plain consumer without a group, it commits nothing."""
+def letters(settings: Settings) -> Iterator[tuple[int, DeadLetter | None]]:
+    """(partition, letter) of every record up to the ends as of now, None for one that is no dead letter.
+
+    What was written twice (docs/reading-scores.md) comes once. Errors as of `collect`.
+    """
+    water = HighWater()
+    for partition, _, value in values(settings, TOPIC):
+        try:
+            letter = DeadLetter.model_validate_json(value)
+        except ValidationError:
+            yield partition, None
+            continue
+        source = letter.source
+        if water.first(source.topic, source.partition, source.offset):
+            yield partition, letter
+
+
+def values(settings: Settings, topic: str) -> Iterator[tuple[int, bytes | None, bytes]]:
+    """(partition, key, value) of every record up to the ends as of now; a plain consumer without a group, it commits nothing."""
     from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
     from streams.topics import client_config
 
-    name, timeout_s = settings.prefixed(TOPIC), settings.dependency_timeout_s
+    name, timeout_s = settings.prefixed(topic), settings.dependency_timeout_s
     config = {
         **client_config(settings),
         "group.id": f"{settings.prefixed(settings.group_id)}-dlq-reader",
@@ -110,7 +126,9 @@ def _values(settings: Settings) -> Iterator[tuple[int, bytes]]:
             consumer.assign([TopicPartition(name, partition, OFFSET_BEGINNING)])
             progress, done = time.monotonic(), False
             while not done:
-                messages = consumer.consume(_BATCH, timeout=0.5)
+                # consume alone would wait for all it may bring.
+                first = consumer.poll(0.5)
+                messages = [] if first is None else [first, *consumer.consume(_BATCH, timeout=0)]
                 if messages:
                     progress = time.monotonic()
                 elif time.monotonic() - progress > timeout_s:
@@ -124,10 +142,14 @@ def _values(settings: Settings) -> Iterator[tuple[int, bytes]]:
                     if (message.offset() or 0) >= high:
                         done = True
                         break
-                    yield partition, message.value() or b""
+                    yield partition, _bytes(message.key()), message.value() or b""
                     done = (message.offset() or 0) == high - 1
     finally:
         consumer.close()
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
 
 
 def _patiently(ask: Callable[[], Answer], timeout_s: float) -> Answer:

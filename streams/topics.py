@@ -19,6 +19,7 @@ SCORES: Final = "churn-scores"
 ALERTS: Final = "churn-alerts"
 DEAD_LETTERS: Final = "churn-dead-letters"
 MODELS: Final = "churn-models"
+REDRIVES: Final = "churn-redrives"
 
 # Events over the accepted 1 MB must reach us to become dead letters, and a dead letter carries the event's bytes as base64.
 INPUT_MAX_BYTES: Final = 12 << 20
@@ -58,6 +59,7 @@ TABLE: Final = (
     Topic(SCORES, "one score per event; partition = the event's"),
     Topic(ALERTS, "customers that moved to another band; partition = the event's"),
     Topic(DEAD_LETTERS, "records that could not be used, with the reason and the bytes", DEAD_LETTER_MAX_BYTES),
+    Topic(REDRIVES, "which dead letters were sent back, so that none is twice", partitions=1, retained=False),
     Topic(MODELS, "artifacts and aliases; read by every worker from the beginning", MODEL_MAX_BYTES, partitions=1, retained=False),
 )
 assert tuple(topic.name for topic in TABLE[: len(TOPICS)]) == TOPICS  # the order is the topic index

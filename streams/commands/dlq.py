@@ -1,4 +1,4 @@
-"""`churnstream dlq`: look at the records that could not be used."""
+"""`churnstream dlq`: look at the records that could not be used, and send them back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 @app.callback()
 def group() -> None:
-    """Look at the records that could not be used: where they came from, why, and their bytes."""
+    """Look at the records that could not be used: where they came from, why, and their bytes; and send them back."""
 
 
 def _known(reason: str | None) -> None:
@@ -103,3 +103,72 @@ def show(
         console.say(f"value     {escaped(original(letter.value), characters)}")
         console.say()
     console.result({"letters": [_plain(letter) for letter in found.letters]})
+
+
+@app.command(
+    epilog="Example: churnstream dlq redrive --reason future --since 2026-11-01 --dry-run\n\n"
+    "Example: churnstream dlq redrive --record transactions-2-1041 --rekey"
+)
+def redrive(
+    reason: Annotated[list[str] | None, typer.Option(metavar="CODE", help="Only letters of this reason; may be repeated.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Only records of this input topic.")] = None,
+    record: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this record, as `dlq list` names it; may be repeated.")
+    ] = None,
+    offsets: Annotated[str | None, typer.Option(metavar="FIRST-LAST", help="Only these offsets of the source topic.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only records received from then on, RFC 3339 or YYYY-MM-DD (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="Only records received before.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All letters; needed when nothing else selects.")] = False,
+    rekey: Annotated[bool, typer.Option(help="Send under the customer_id of the event instead of the original key.")] = False,
+    again: Annotated[bool, typer.Option(help="Also what was sent back before.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be sent, send nothing.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Send dead letters back to the topics they came from: the original bytes, none twice (docs/dead-letters.md)."""
+    from features.facts import TOPICS
+    from proto.errors import BadUsage
+    from streams.commands.feed import instant
+    from streams.console import Console
+    from streams.redrive import OUTLOOK, SAME_VERDICT, Selection, offsets_of
+    from streams.redrive import redrive as send_back
+    from streams.settings import load
+
+    for code in reason or ():
+        _known(code)
+    if topic is not None and topic not in TOPICS:
+        raise BadUsage(f"--topic {topic}: input topics are {', '.join(TOPICS)}")
+    selection = Selection(
+        frozenset(reason or ()),
+        topic,
+        frozenset(record or ()),
+        instant(since, "--since"),
+        instant(until, "--until"),
+        None if offsets is None else offsets_of(offsets),
+    )
+    if everything == (selection != Selection()):
+        raise BadUsage("say which: --reason, --topic, --record, --offsets, --since, --until, or --all alone")
+    console = Console(json_output=json_output)
+    done = send_back(load(), selection, dry_run=dry_run, again=again, rekey=rekey)
+    sent = dict(sorted(done.sent.items()))
+    if sent:
+        columns = ("reason", "would be sent" if dry_run else "sent", "what becomes of it")
+        outlook = ("is taken" if rekey and code == "key_mismatch" else OUTLOOK.get(code, SAME_VERDICT) for code in sent)
+        console.table(columns, [(code, count, text) for (code, count), text in zip(sent.items(), outlook, strict=True)])
+    counts = [f"{done.selected} selected", f"{sum(sent.values())} {'would be ' if dry_run else ''}sent"]
+    counts.append(f"{done.before} sent back before (--again sends them)")
+    if rekey:
+        counts.append(f"{done.unkeyed} without a readable customer_id")
+    console.say(", ".join(counts))
+    if done.unreadable:
+        console.say(f"{done.unreadable} records on the topic are no dead letters")
+    console.result(
+        {
+            "dry_run": dry_run,
+            "selected": done.selected,
+            "sent": sum(sent.values()),
+            "sent_by_reason": sent,
+            "sent_before": done.before,
+            "without_customer": done.unkeyed,
+            "unreadable": done.unreadable,
+        }
+    )

@@ -39,7 +39,8 @@ class _Progress:
             print("\r\x1b[K", end="", file=sys.stderr)
 
 
-def _instant(text: str | None, name: str) -> int | None:
+def instant(text: str | None, name: str) -> int | None:
+    """Epoch ms of an option's text (RFC 3339, or a bare day), None of None. Raises BadUsage naming the option."""
     from proto.errors import BadUsage
     from proto.events import epoch_ms
 
@@ -81,7 +82,7 @@ def feed(
 
     def good() -> Iterator[Record]:
         nonlocal bad, first
-        for record in events(files, load_mapping(mapping), from_ms=_instant(start, "--from"), until_ms=_instant(until, "--until")):
+        for record in events(files, load_mapping(mapping), from_ms=instant(start, "--from"), until_ms=instant(until, "--until")):
             if isinstance(record, BadRow):
                 bad += 1
                 first = first or f"{record.place}: {record.why}"
