@@ -321,6 +321,11 @@ class Histories:
         t.score_at[slots] = at_ms
         t.places[slots, DIRTY] = 1
 
+    def alert_bands(self, customers: Sequence[str]) -> ByteArray:
+        """Band each customer was last alerted at; 0 when it never had a score."""
+        bands: ByteArray = self._t.band[self._of(customers)] >> _SHIFT & _MASK
+        return bands
+
     def last_scores(self, customers: Sequence[str]) -> tuple[FloatArray, ByteArray, IntArray]:
         """Probability, band and event time (ms) of each customer's last score; NaN, 0 and NONE when there was none."""
         slots = self._of(customers)

@@ -27,6 +27,8 @@ BoolArray = npt.NDArray[np.bool_]
 MARGIN: Final = 4_000
 """Output records looked at from the end, however covered the last one is: a worker that was cut off may still have repeated some."""
 _WIDER: Final = 8
+SCORE, LETTER, ALERT = range(3)
+"""Kinds of output records."""
 _INDEX: Final = {name: index for index, name in enumerate(TOPICS)}
 _BAND: Final = {band: code for code, band in enumerate(BANDS)}
 _NOTHING: Final = -len(TOPICS) - 1.0
@@ -55,17 +57,21 @@ class _Score(msgspec.Struct, gc=False):
 
 
 class _Letter(msgspec.Struct, gc=False):
+    """A dead letter or an alert."""
+
     source: _Source
-    cut: _Cut | None = None  # version 0.1.0 wrote none
+    cut: _Cut | None = None  # version 0.1.0 wrote dead letters without one
+    scored_at: int = -1
+    model_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """n output records as columns. Of dead letters only the first three say something."""
+    """n output records as columns. Of dead letters only the first three say something, of alerts also clock and model."""
 
     plan: IntArray  # (n, topics + 1): cut of each topic, index of the source topic
     offset: IntArray  # (n,) of the source
-    letter: BoolArray  # (n,) a dead letter
+    kind: npt.NDArray[np.uint8]
     probability: npt.NDArray[np.float32]
     band: npt.NDArray[np.uint8]
     alert: npt.NDArray[np.uint8]  # alert band
@@ -111,7 +117,7 @@ def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage
     return Emitted(
         plan=plan,
         offset=np.array([score.source.offset for score in scores], np.int64),
-        letter=np.zeros(n, np.bool_),
+        kind=np.full(n, SCORE, np.uint8),
         probability=np.array([score.probability for score in scores], np.float32),
         band=np.array([_BAND[score.band] for score in scores], np.uint8),
         alert=np.array([_BAND[score.alert_band or score.band] for score in scores], np.uint8),
@@ -122,7 +128,7 @@ def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage
     )
 
 
-def _letters(decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessage], unplaced: set[tuple[int, int]]) -> Emitted:
+def _others(kind: int, decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessage], unplaced: set[tuple[int, int]]) -> Emitted:
     letters = [decoder.decode(message.value() or b"") for message in messages]
     unplaced.update((_INDEX[letter.source.topic], letter.source.offset) for letter in letters if letter.cut is None)
     placed = [letter for letter in letters if letter.cut is not None]
@@ -134,13 +140,13 @@ def _letters(decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessa
     return Emitted(
         plan=plan,
         offset=np.array([letter.source.offset for letter in placed], np.int64),
-        letter=np.ones(n, np.bool_),
+        kind=np.full(n, kind, np.uint8),
         probability=np.full(n, np.nan, np.float32),
         band=np.zeros(n, np.uint8),
         alert=np.zeros(n, np.uint8),
         at=np.full(n, -1, np.int64),
-        scored_at=np.full(n, -1, np.int64),
-        model=np.full(n, "", np.object_),
+        scored_at=np.array([letter.scored_at for letter in placed], np.int64),
+        model=np.array([letter.model_digest for letter in placed], np.object_),
         vector_hash=np.full(n, "", np.object_),
     )
 
@@ -150,7 +156,7 @@ class _Kind:
     """One output topic of the partition. last_key: of the newest record, below every key when there never was one."""
 
     topic: str
-    letters: bool
+    code: int
     low: int
     high: int
     window: list[Emitted] = field(default_factory=list)
@@ -168,6 +174,7 @@ class Outputs:
     source: Log
     scores: str
     dead_letters: str
+    alerts: str
     partition: int
     margin: int = MARGIN
     conflicts: int = 0
@@ -177,10 +184,10 @@ class Outputs:
     _letter: msgspec.json.Decoder[_Letter] = field(default_factory=lambda: msgspec.json.Decoder(_Letter))
 
     def look(self) -> None:
-        """Read the last records of both topics."""
-        for topic, letters in ((self.scores, False), (self.dead_letters, True)):
+        """Read the last records of all topics."""
+        for code, topic in ((SCORE, self.scores), (LETTER, self.dead_letters), (ALERT, self.alerts)):
             low, high = self.source.ends(topic, self.partition)
-            kind = _Kind(topic, letters, low, high, begin=max(low, high - self.margin))
+            kind = _Kind(topic, code, low, high, begin=max(low, high - self.margin))
             for messages in self.source.read(topic, self.partition, kind.begin, high):
                 kind.window.append(self._columns(kind, messages))
             keys = [int(part.key.max()) for part in kind.window if len(part)]
@@ -212,15 +219,21 @@ class Outputs:
         """Place in the order of the newest record that is there; below every place when there is none."""
         return max([float(part.key.max()) for kind in self._kinds for part in kind.window if len(part)], default=_NOTHING)
 
-    def last_key(self, *, letters: bool) -> float:
-        """Place in the order of the newest score, or of the newest dead letter; infinite when retention took them all."""
-        return next(kind.last_key for kind in self._kinds if kind.letters is letters)
+    def last_keys(self) -> tuple[float, float, float]:
+        """Place in the order of the newest score, dead letter and alert; infinite when retention took them all."""
+        score, letter, alert = (kind.last_key for kind in self._kinds)
+        return score, letter, alert
 
     def after(self, applied: Offsets) -> Iterator[Emitted]:
-        """Everything emitted beyond these offsets in the order in which it was made, each record once (the first wins)."""
+        """Everything emitted beyond these offsets in the order in which it was made, each record once (the first wins).
+
+        Of the alerts only those behind the newest score: their scores were made and did not get out.
+        """
         high = np.array([applied.get(name, -1) for name in TOPICS], np.int64)
-        scores, letters = (self._first(self._pieces(kind, high), high) for kind in self._kinds)
-        for piece in _in_order(scores, letters):
+        scores, letters, alerts = (self._first(self._pieces(kind, high), high) for kind in self._kinds)
+        last = self._kinds[SCORE].last_key
+        ahead = (found for piece in alerts if len(found := piece.pick(piece.key > last)))
+        for piece in _in_order(chain(scores, ahead), letters):
             cuts = np.maximum.accumulate(np.vstack([high, piece.plan[:, :-1]]))
             changed = int((cuts[1:] != piece.plan[:, :-1]).any(axis=1).sum())
             if changed:
@@ -231,9 +244,9 @@ class Outputs:
             yield piece
 
     def _columns(self, kind: _Kind, messages: Sequence[RawMessage]) -> Emitted:
-        if kind.letters:
-            return _letters(self._letter, messages, self.unplaced)
-        return _scores(self._score, messages)
+        if kind.code == SCORE:
+            return _scores(self._score, messages)
+        return _others(kind.code, self._letter, messages, self.unplaced)
 
     def _pieces(self, kind: _Kind, applied: IntArray) -> Iterator[Emitted]:
         """From a record on that `applied` covers, or from the beginning."""

@@ -16,16 +16,17 @@ from features.history import Histories, Outcome
 from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
 from proto.errors import Fenced, InvariantBroken, StateDamaged
 from streams.codec import Decoder, RawMessage
-from streams.emitted import MARGIN, Emitted, Outputs, together
+from streams.emitted import LETTER, MARGIN, SCORE, Emitted, Outputs, together
 from streams.engine import REJECTED, tally
 from streams.log import Log
 from streams.merge import Batch, Merge, Slice, placed, watermark
 from streams.metrics import Metrics, Parts
-from streams.scores import vector_hashes
+from streams.scores import crossed, vector_hashes
 
 log = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 GAP: Final = 2_000
 """Records without outputs between two with one; a longer stretch is handled on its own, in pieces."""
@@ -88,7 +89,7 @@ class Restorer:
         """
         self._wanted = wanted
         s = self.settings
-        outputs = Outputs(self.log, s.scores, s.dead_letters, claim.partition, margin=max(MARGIN, s.largest_batch))
+        outputs = Outputs(self.log, s.scores, s.dead_letters, s.alerts, claim.partition, margin=max(MARGIN, s.largest_batch))
         with self.parts.part("look"):
             outputs.look()
         why = self._lost(claim, outputs)
@@ -188,11 +189,7 @@ class Restorer:
         position = Position(dict(claim.applied), claim.model, claim.watermark_ms, dict(claim.counters))
         histories = Histories(max_facts=self.settings.max_facts, known=claim.customers)
         replay = _Replay(self, partition, position, histories, lambda names: self.store.load(partition, names), outputs, whole=True)
-        replay.expected = (
-            outputs.last_key(letters=False),
-            outputs.last_key(letters=True),
-            outputs.newest_key - 2 * self.settings.largest_batch,
-        )
+        replay.expected = (*outputs.last_keys(), outputs.newest_key - 2 * self.settings.largest_batch)
         left: list[Emitted] = []
         for piece in outputs.after(claim.applied):
             if left:
@@ -248,7 +245,7 @@ class Restorer:
         """The claim with what is left to do again: as the batch that it was, with its model and clock where a score tells them."""
         applied = np.array([claim.applied[name] for name in TOPICS], np.int64)
         left = left.pick(left.offset > applied[left.plan[:, -1]])
-        scores = np.flatnonzero(~left.letter)
+        scores = np.flatnonzero(left.kind != LETTER)
         intent = None
         if len(scores):
             first = scores[0]
@@ -283,8 +280,8 @@ class _Handled:
 class _Replay:
     """The inputs of a partition from a position on, handled in the order of its outputs.
 
-    expected: places in the order of the newest score and the newest dead letter, and the place from which an output behind
-    these counts as missing; None where none can be.
+    expected: places in the order of the newest score, dead letter and alert, and the place from which an output behind these
+    counts as missing; None where none can be.
     """
 
     restorer: Restorer
@@ -294,7 +291,7 @@ class _Replay:
     load: Callable[[Sequence[str]], list[CustomerState | None]]
     outputs: Outputs
     whole: bool  # every output from the position on is still there
-    expected: tuple[float, float, float] | None = None
+    expected: tuple[float, float, float, float] | None = None
     merge: Merge = field(init=False)
     _readers: list[Iterator[list[RawMessage]]] = field(default_factory=list)
 
@@ -309,7 +306,7 @@ class _Replay:
 
     def at_the_end(self, batch: Batch) -> bool:
         """Whether outputs of the batch may be missing."""
-        return self.expected is not None and sum(batch.to.values()) > self.expected[2]
+        return self.expected is not None and sum(batch.to.values()) > self.expected[3]
 
     def batches(self, emitted: Emitted) -> Iterator[tuple[Batch, Emitted | None]]:
         """The records up to the last of the emitted ones, in batches; with the emitted records each batch is ordered by."""
@@ -382,12 +379,13 @@ class _Replay:
         offset = batch.facts[:, OFFSET]
         rejected = batch.reason != 0
         place, emitted = np.zeros(n, np.int64), np.zeros(n, np.bool_)
-        lettered = np.zeros(n, np.bool_)
+        scored, lettered = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         if block is not None:
             with part("order"):
                 place, emitted = placed(block.plan, batch.topic, offset)
                 place = np.minimum(place, len(block) - 1)
-                lettered = emitted & block.letter[place]
+                scored = emitted & (block.kind[place] == SCORE)
+                lettered = emitted & (block.kind[place] == LETTER)
         if self.outputs.unplaced:
             places = zip(batch.topic.tolist(), offset.tolist(), strict=True)
             lettered |= np.fromiter((one in self.outputs.unplaced for one in places), np.bool_, n)
@@ -410,39 +408,40 @@ class _Replay:
         rows = step.rows if picks is None else picks[step.rows]
         model: str | None = None
         apart: list[int] = []
+        alerted = np.zeros(n, np.bool_)
         if block is not None:
-            told = emitted[rows]
+            told = scored[rows]
+            positions, vectors = step.rows, step.vectors
             if not told.all():
-                rows, scored = rows[told], step.rows[told]
-                vectors = step.vectors[told]
-            else:
-                scored, vectors = step.rows, step.vectors
+                rows, positions, vectors = rows[told], positions[told], vectors[told]
             if len(rows):
                 there = place[rows]
-                names = customers if len(rows) == len(customers) else [customers[i] for i in scored.tolist()]
+                names = customers if len(rows) == len(customers) else [customers[i] for i in positions.tolist()]
                 with part("scores"):
+                    if self.at_the_end(batch):
+                        alerted[rows] = _crossings(names, histories.alert_bands(names), block.alert[there])
                     histories.restore_scores(names, block.probability[there], block.band[there], block.alert[there], block.at[there])
                 model = str(block.model[there[-1]])
                 with part("compare"):
-                    apart = _apart(vectors, step.at[scored], block, there)
-        first_missing, unexplained = self._missing(batch, outcome, emitted, lettered)
+                    apart = _apart(vectors, step.at[positions], block, there)
+        first_missing, unexplained = self._missing(batch, outcome, scored, lettered, alerted)
         counters = tally(np.bincount(outcome, minlength=REJECTED + 1).tolist())
         return _Handled(list(dict.fromkeys(customers)), counters, model, first_missing, unexplained, apart)
 
     def _missing(
-        self, batch: Batch, outcome: npt.NDArray[np.uint8], emitted: npt.NDArray[np.bool_], lettered: npt.NDArray[np.bool_]
+        self, batch: Batch, outcome: npt.NDArray[np.uint8], scored: BoolArray, lettered: BoolArray, alerted: BoolArray
     ) -> tuple[int | None, dict[str, int]]:
-        """The first record whose score or dead letter the last batch still owes, and how many others lack theirs."""
-        no_score = (outcome == Outcome.SCORED) & ~emitted
+        """The first record that the last batch still owes an output, and how many others lack theirs."""
+        no_score = (outcome == Outcome.SCORED) & ~scored
         no_letter = np.isin(outcome, _LETTERS) & ~lettered
-        lacking = no_score | no_letter
-        if not lacking.any():
+        if not (no_score.any() or no_letter.any() or alerted.any()):
             return None, {}
         lost = np.zeros(len(batch), np.bool_)
         if self.expected is not None:
-            last_score, last_letter, zone = self.expected
+            last_score, last_letter, last_alert, zone = self.expected
             keys = batch.cuts().sum(axis=1)
-            lost = lacking & (keys > zone) & np.where(no_score, keys > last_score, keys > last_letter)
+            owed = (no_score & (keys > last_score)) | (no_letter & (keys > last_letter)) | (alerted & (keys > last_alert))
+            lost = owed & (keys > zone)
         others = {"score_missing": no_score & ~lost, "letter_missing": no_letter & ~lost}
         unexplained = {what: int(np.count_nonzero(rows)) for what, rows in others.items() if rows.any()}
         return int(np.argmax(lost)) if lost.any() else None, unexplained
@@ -472,6 +471,16 @@ class _Replay:
             watermark_ms=watermark(position.watermark_ms, batch.facts, batch.reason),
             counters=counters,
         )
+
+
+def _crossings(customers: Sequence[str], stored: npt.NDArray[np.uint8], alert: npt.NDArray[np.uint8]) -> BoolArray:
+    """Which scores have an alert, in this order. stored: the alert band of each customer before all of them; alert: with each."""
+    last: dict[str, int] = {}
+    former = np.empty_like(alert)
+    for i, (customer, before, now) in enumerate(zip(customers, stored.tolist(), alert.tolist(), strict=True)):
+        former[i] = last.get(customer, before)
+        last[customer] = now
+    return crossed(former, alert)
 
 
 def _apart(vectors: npt.NDArray[np.float32], at: IntArray, block: Emitted, there: IntArray) -> list[int]:

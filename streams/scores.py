@@ -156,16 +156,22 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
     ]
 
 
+def crossed(former: ByteArray, alert: ByteArray) -> npt.NDArray[np.bool_]:
+    """Which scores are alerts, from the alert band before and with each; a first one that is low is none."""
+    alerts: npt.NDArray[np.bool_] = (former != alert) & ((former != 0) | (alert > _LOW))
+    return alerts
+
+
 def alert_records(batch: Batch, model: Model, hysteresis: float, scored_at_ms: int, scored: Scored) -> list[dict[str, Any]]:
     """The alerts among the scores of a batch, as {"key", "value"} in merge order; a pure function of its arguments."""
     former, alert = scored.former_alert, scored.alert
-    crossed = np.flatnonzero((former != alert) & ((former != 0) | (alert > _LOW)))
-    if not len(crossed):
+    rows = np.flatnonzero(crossed(former, alert))
+    if not len(rows):
         return []
     cuts = batch.cuts()
     edges = dict(zip(BANDS[_LOW + 1 :], model.edges, strict=False))
     records = []
-    for i in crossed.tolist():
+    for i in rows.tolist():
         row = int(scored.rows[i])
         source = {"topic": TOPICS[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
         body = {
