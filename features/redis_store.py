@@ -27,6 +27,7 @@ from redis.exceptions import (
 )
 
 from features.facts import TOPICS
+from features.redis_health import Health, ask, refusal
 from features.redis_nodes import open_nodes
 from features.store import (
     LAYOUT,
@@ -51,7 +52,7 @@ from features.store import (
     rebuilding,
     unknown_format,
 )
-from proto.errors import ChainBroken, Fenced, InvariantBroken, StoreUnavailable
+from proto.errors import ChainBroken, ChurnError, Fenced, InvariantBroken, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -120,21 +121,32 @@ class RedisStore:
     """State of partitions on one Redis server or on a Redis Cluster. Not for several threads at once.
 
     url: see `open_nodes`. timeout_s bounds one try; what may pass (no answer, a full disk or memory, a failover) is tried
-    again for patience_s, with pauses that double from 0.05 s to 1 s. library_text replaces functions.lua, for tests.
+    again for patience_s, with pauses that double from 0.05 s to 1 s. oldest: see `redis_health.refusal`. library_text replaces
+    functions.lua, for tests.
     """
 
     def __init__(
-        self, url: str, *, namespace: str = "churn", timeout_s: float = 3.0, patience_s: float = 6.0, library_text: str | None = None
+        self,
+        url: str,
+        *,
+        namespace: str = "churn",
+        timeout_s: float = 3.0,
+        patience_s: float = 6.0,
+        oldest: str = "",
+        library_text: str | None = None,
     ) -> None:
         self._namespace = namespace
         self._patience_s = patience_s
         self._library, self._version = library(library_text)
         self._nodes = open_nodes(url, timeout_s=timeout_s)
+        self._oldest, self._trusted = oldest, False
 
     # -- the protocol
 
     def claim(self, partition: int, nonce: str) -> Claim:
-        """As in Store."""
+        """As in Store. The first claim looks at the servers first and raises ChurnError for one that must not hold state."""
+        if not self._trusted:
+            self._trust()
         while True:
             answer = self._call(partition, *self._function("claim", self._own(partition), nonce, LAYOUT, *MIGRATED))
             if answer[0] == UNKNOWN_FORMAT:
@@ -173,8 +185,8 @@ class RedisStore:
         if failures:
             raise self._failure(failures[0])
         refusals = [_batch_refusal(answer, batch.partition, batch.former) for batch, answer in zip(batches, answers, strict=True)]
-        for refusal in refusals:
-            _accept(refusal)
+        for refused in refusals:
+            _accept(refused)
 
     def release(self, partition: int, nonce: str) -> None:
         """As in Store."""
@@ -249,6 +261,13 @@ class RedisStore:
         """Put our function library on the server, beside those of other versions. Raises StoreUnavailable when the user may not."""
         try:
             self._patiently(self._load_functions)
+        except RedisError as error:
+            raise self._failure(error) from error
+
+    def health(self) -> list[Health]:
+        """What each server that takes writes says of itself."""
+        try:
+            return self._patiently(lambda: [ask(client) for client in self._nodes.primaries()])
         except RedisError as error:
             raise self._failure(error) from error
 
@@ -374,10 +393,19 @@ class RedisStore:
                 if not _no_function(error):
                     raise
             # A new server, or one that came back empty. Whether it still has our state is for the functions to say.
+            self._trust()
             self._patiently(self._load_functions)
             return self._patiently(send)
         except RedisError as error:
             raise self._failure(error) from error
+
+    def _trust(self) -> None:
+        for health in self.health():
+            if reason := refusal(health, self._oldest):
+                raise ChurnError(f"Redis at {health.address}: {reason}")
+            if not health.version:
+                log.warning("Redis at %s does not say its version to this user; grant +info", health.address)
+        self._trusted = True
 
     def _load_functions(self) -> None:
         for client in self._nodes.primaries():

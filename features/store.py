@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Final, Protocol
 
 from features.catalog import LAYOUT_HASH
-from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged
+from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreWentBack
 
 Offsets = Mapping[str, int]
 """Per input topic (name without prefix) the highest offset handled; -1 when none."""
@@ -216,7 +216,10 @@ def fenced(partition: int) -> Fenced:
 
 def broken(partition: int, former: Offsets, stored: Offsets) -> ChainBroken:
     """A batch that follows other offsets than the stored ones."""
-    return ChainBroken(f"partition {partition}: this batch follows {dict(former)}, the store holds {dict(stored)}")
+    text = f"partition {partition}: this batch follows {dict(former)}, the store holds {dict(stored)}"
+    if all(stored[topic] <= offset for topic, offset in former.items()):
+        return StoreWentBack(f"{text}: it went back")
+    return ChainBroken(text)
 
 
 def unknown_format(partition: int, found: str) -> ChainBroken:
@@ -232,7 +235,7 @@ def unknown_format(partition: int, found: str) -> ChainBroken:
 
 def gone(partition: int) -> ChainBroken:
     """A rebuild goes on, but the partition's meta is not there any more."""
-    return ChainBroken(f"partition {partition}: nothing of it is stored any more; claim it again")
+    return StoreWentBack(f"partition {partition}: nothing of it is stored any more; claim it again")
 
 
 def rebuilding(partition: int) -> ChainBroken:

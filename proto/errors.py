@@ -31,6 +31,10 @@ class ChainBroken(ChurnError):
     """Stored offsets are not the ones this batch follows: the store went back, or another writer was there."""
 
 
+class StoreWentBack(ChainBroken):
+    """The store holds older offsets than this batch follows: it lost its tail or everything (failover, restored backup, FLUSHALL)."""
+
+
 class StateDamaged(ChainBroken):
     """Stored bytes of a customer do not decode, or a part of them is missing: the partition has to be rebuilt."""
 

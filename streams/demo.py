@@ -256,9 +256,9 @@ class _Progress:
 
 def _counters(settings: Settings) -> dict[str, int]:
     """Accounting over all partitions, from the store, and the number of customers there."""
-    from features.redis_store import RedisStore
+    from streams.state_store import open_store
 
-    store = RedisStore(settings.redis_url.get_secret_value(), namespace=settings.namespace)
+    store = open_store(settings, settings.redis_url.get_secret_value())
     total = dict.fromkeys(("events", "scores", "dead_letters", "duplicates", "profile_facts", "customers"), 0)
     for partition in range(settings.partitions):
         for name, count in store.look(partition).counters.items():
@@ -272,14 +272,14 @@ def _riskiest(settings: Settings) -> list[dict[str, Any]]:
     """The customers most at risk, all evaluated at the last event time, from the stored state and the published model."""
     from features.catalog import NAMES
     from features.history import Histories
-    from features.redis_store import RedisStore
     from models import registry
     from scoring.reasons import Money
     from scoring.scorer import Scorer
     from streams.codec import exponent_of
+    from streams.state_store import open_store
     from streams.topics import MODELS, client_config
 
-    store = RedisStore(settings.redis_url.get_secret_value(), namespace=settings.namespace)
+    store = open_store(settings, settings.redis_url.get_secret_value())
     artifact = registry.read(client_config(settings), settings.prefixed(MODELS)).champion()
     model = Scorer(artifact, money=Money(settings.currency, exponent_of(settings.currency)))
     names: list[str] = []

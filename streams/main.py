@@ -20,7 +20,6 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from features.facts import TOPICS
-from features.redis_store import RedisStore
 from proto.errors import DependencyUnreachable
 from scoring.fallback import Fallback
 from scoring.reasons import Money
@@ -35,6 +34,7 @@ from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
 from streams.sink import KafkaSink, SinkSettings
+from streams.state_store import StoreWatch, open_store
 from streams.topics import ALERTS, DEAD_LETTERS, SCORES
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,9 @@ class Worker:
         loop = asyncio.get_running_loop()
         metrics = self._metrics
         server = metrics.serve(s.metrics_port) if s.metrics_port else None
-        store = RedisStore(self._redis_url, namespace=s.namespace)
+        # What may pass is waited for as long as the watchdog waits for an applied batch: nothing is lost meanwhile.
+        store = open_store(s, self._redis_url, patience_s=s.progress_timeout_s)
+        store_watch = StoreWatch(open_store(s, self._redis_url, patience_s=0), metrics)
         money = Money(s.currency, exponent_of(s.currency))
         reload = Reload(
             ReloadSettings(self._client, s.prefixed("churn-models"), s.dependency_timeout_s),
@@ -221,6 +223,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, feeder.drain)
         watchdog.start()
+        store_watch.start()
         try:
             ingest.start()  # joins its group in the second that Faust's start takes
             await app.start()
@@ -238,6 +241,7 @@ class Worker:
             await loop.run_in_executor(None, ingest.join, STOP_S)
         finally:
             watchdog.stopping()
+            store_watch.stop()
             reloading = loop.run_in_executor(None, reload.stop)
             await app.stop()
             await loop.run_in_executor(None, delete_topic, admin, control, 2.0)

@@ -67,6 +67,10 @@ class Metrics:
             registry=self.registry,
         )
         self.rebuilding = Gauge("churn_rebuilding", "1 while the state of a partition is rebuilt.", ["partition"], registry=self.registry)
+        self.store_filled = Gauge(
+            "churn_store_memory_ratio", "Memory in use by maxmemory of the fullest Redis server, 0 without a limit.", registry=self.registry
+        )
+        self.store_writable = Gauge("churn_store_writable", "0 while a Redis server refuses writes for its disk.", registry=self.registry)
         self.rejected_models = Counter("churn_models_rejected", "Artifacts that failed a gate.", registry=self.registry)
 
     def model_in_force(self, version: str, digest: str) -> None:

@@ -80,7 +80,14 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         SecretStr(""),
         validation_alias=_common("redis_url"),
-        description="redis://, rediss:// or unix:// address; empty = the embedded server of `stack up`.",
+        description="redis://, rediss:// or unix:// address, or redis+cluster://HOST:PORT,HOST:PORT of a Redis Cluster "
+        "(rediss+cluster:// with TLS); empty = the embedded server of `stack up`.",
+    )
+    redis_oldest_version: str = Field(
+        "",
+        pattern=r"^(\d+(\.\d+)*)?$",
+        description="Oldest redis-server accepted, e.g. 7.0.15 where the distribution has patched it; empty = the first of each series "
+        "without the holes in its Lua engine (7.2.11, 7.4.6, 8.0.4, 8.2.2).",
     )
     kafka: dict[str, str] = Field(
         default_factory=dict,

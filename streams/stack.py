@@ -459,19 +459,22 @@ def kafka_error(config: Mapping[str, Any], timeout_s: float) -> str:
 
 
 def _redis_error(url: str, timeout_s: float) -> str:
-    """ "" when the server answers PING, else what the client says."""
+    """ "" when the server, or every primary of the cluster, answers PING, else what the client says."""
     import redis
 
+    from features.redis_nodes import open_nodes
+
     try:
-        client = redis.Redis.from_url(url, socket_connect_timeout=timeout_s, socket_timeout=timeout_s)
-    except ValueError as error:
+        nodes = open_nodes(url, timeout_s=timeout_s)
+    except BadUsage as error:
         return str(error)
     try:
-        client.ping()
-    except (redis.RedisError, OSError) as error:
+        for client in nodes.primaries():
+            client.ping()
+    except (redis.RedisError, OSError, BadUsage) as error:
         return str(error)
     finally:
-        client.close()
+        nodes.close()
     return ""
 
 

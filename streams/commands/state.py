@@ -28,18 +28,18 @@ def show(
 
     Exit code 1 when nothing is stored of this customer.
     """
-    from features.redis_store import RedisStore
     from features.state import decode
     from proto.errors import ChurnError
     from streams.console import Console
     from streams.partitioner import partition_of
     from streams.settings import load
     from streams.stack import endpoints
+    from streams.state_store import open_store
 
     settings = load()
     console = Console(json_output=json_output)
     partition = partition_of(customer, settings.partitions)
-    store = RedisStore(endpoints(settings).redis, namespace=settings.namespace, timeout_s=settings.dependency_timeout_s, patience_s=0)
+    store = open_store(settings, endpoints(settings).redis, patience_s=0)
     state = store.load(partition, [customer])[0]
     store.close()
     if state is None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import resource
 import signal
 import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -59,6 +61,7 @@ class RedisServer:
     def start(self, *, file_bytes: int | None = None) -> None:
         """Start and wait until it answers. file_bytes: bound of the size of a file, as of a full disk; `bound_files` moves it."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._home), "--save", "", "--appendonly", "yes"]
+        options += ["--repl-diskless-sync-delay", "0"]  # a replica is there at once
 
         def bound() -> None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
@@ -128,7 +131,7 @@ class RedisCluster:
         self.nodes = []
         for number in range(6):
             options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", str(free_port()))
-            self.nodes.append(RedisServer(home / f"node{number}", *options, "--repl-diskless-sync-delay", "0"))
+            self.nodes.append(RedisServer(home / f"node{number}", *options))
 
     @property
     def url(self) -> str:
@@ -144,7 +147,7 @@ class RedisCluster:
                 ids.append(client.execute_command("CLUSTER", "MYID").decode())
                 if number < 3:
                     client.execute_command("CLUSTER", "ADDSLOTSRANGE", 16384 * number // 3, 16384 * (number + 1) // 3 - 1)
-                bus = self.nodes[number]._options[-3]
+                bus = self.nodes[number]._options[-1]
                 if number:
                     clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[number].port, bus)
             for number in range(3, 6):
@@ -170,10 +173,10 @@ class RedisCluster:
         ports = {line[2][1] for line in self._slots() if line[0] <= slot <= line[1]}
         return next(node for node in self.nodes if node.port in ports)
 
-    def replica_of(self, primary: RedisServer) -> RedisServer:
-        """Its only replica."""
-        ports = {line[3][1] for line in self._slots() if line[2][1] == primary.port}
-        return next(node for node in self.nodes if node.port in ports)
+    def replica_of(self, primary: RedisServer) -> RedisServer | None:
+        """Its only replica, None while it has none."""
+        ports = {replica[1] for line in self._slots() if line[2][1] == primary.port for replica in line[3:]}
+        return next((node for node in self.nodes if node.port in ports), None)
 
     def primaries(self) -> list[RedisServer]:
         ports = {line[2][1] for line in self._slots()}
@@ -203,3 +206,80 @@ def running(server: RedisServer | RedisCluster) -> Iterator[None]:
         yield
     finally:
         server.stop()
+
+
+class Proxy:
+    """Forwards bytes to the server; told to, it swallows one answer and cuts the line. `tls`: its own side speaks TLS."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._target, self._tls = port, tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.cut_next_answer_to: bytes | None = None
+        self.cuts = 0
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = []
+        self._run(self._accept)
+
+    def switch(self, port: int) -> None:
+        """From here on lead to another server, as an address does that moves in a failover."""
+        self._target = port
+        self._cut()
+
+    def close(self) -> None:
+        with closing(self._listener), suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._cut()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _cut(self) -> None:
+        while self._open:
+            with closing(self._open.pop()) as line, suppress(OSError):  # gone already
+                line.shutdown(socket.SHUT_RDWR)
+
+    def _run(self, what: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=what, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                if self._tls is not None:
+                    client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                if self._listener.fileno() < 0:
+                    return
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # the server is down: so is the line
+                client.close()
+                continue
+            self._open += [client, server]
+            self._run(self._serve, client, server)
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        # Requests and answers alternate on a line of ours, so one thread a line is enough. A request is over when an answer comes.
+        server.settimeout(0.05)
+        try:
+            while request := client.recv(1 << 20):
+                server.sendall(request)
+                wanted = self.cut_next_answer_to
+                cut = wanted is not None and wanted in request
+                try:
+                    while answer := server.recv(1 << 20):
+                        if cut:
+                            self.cut_next_answer_to = None
+                            self.cuts += 1
+                            return
+                        client.sendall(answer)
+                except TimeoutError:
+                    continue
+        except OSError:
+            return
+        finally:
+            for line in (client, server):
+                line.close()

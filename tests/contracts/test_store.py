@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -43,7 +43,7 @@ from features.store import (
     digests,
 )
 from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreUnavailable
-from tests.contracts.redis_servers import RedisCluster, RedisServer, running
+from tests.contracts.redis_servers import Proxy, RedisCluster, RedisServer, running
 
 Subject = TypeVar("Subject")
 
@@ -1014,69 +1014,6 @@ def test_both_stores_say_the_same_at_every_step(where: str, seed: int, request: 
 
 
 # -- the wire and the server
-
-
-class Proxy:
-    """Forwards bytes to the server; told to, it swallows one answer and cuts the line. `tls`: its own side speaks TLS."""
-
-    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
-        self._target, self._tls = port, tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self.cut_next_answer_to: bytes | None = None
-        self.cuts = 0
-        self._threads: list[threading.Thread] = []
-        self._open: list[socket.socket] = [self._listener]
-        self._run(self._accept)
-
-    def close(self) -> None:
-        for line in self._open:
-            with closing(line), suppress(OSError):  # gone already
-                line.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(10)
-
-    def _run(self, what: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=what, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-                if self._tls is not None:
-                    client = self._tls.wrap_socket(client, server_side=True)
-            except OSError:
-                if self._listener.fileno() < 0:
-                    return
-                continue
-            server = socket.create_connection(("127.0.0.1", self._target))
-            self._open += [client, server]
-            self._run(self._serve, client, server)
-
-    def _serve(self, client: socket.socket, server: socket.socket) -> None:
-        # Requests and answers alternate on a line of ours, so one thread a line is enough. A request is over when an answer comes.
-        server.settimeout(0.05)
-        try:
-            while request := client.recv(1 << 20):
-                server.sendall(request)
-                wanted = self.cut_next_answer_to
-                cut = wanted is not None and wanted in request
-                try:
-                    while answer := server.recv(1 << 20):
-                        if cut:
-                            self.cut_next_answer_to = None
-                            self.cuts += 1
-                            return
-                        client.sendall(answer)
-                except TimeoutError:
-                    continue
-        except OSError:
-            return
-        finally:
-            for line in (client, server):
-                line.close()
 
 
 @pytest.mark.servers
