@@ -215,7 +215,9 @@ class Ingest:
         )
         try:
             self._partitions = self._count_partitions(consumer)
-            consumer.subscribe(list(s.topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+            consumer.subscribe(
+                list(s.topics), on_assign=_callback(self._on_assign), on_revoke=_callback(self._on_revoke), on_lost=_callback(self._on_lost)
+            )
             index = {name: i for i, name in enumerate(s.topics)}
             while not self._stop.is_set():
                 self._begin_restored(consumer)
@@ -444,3 +446,16 @@ class Ingest:
 
     def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         self._on_revoke(consumer, lost, lost=True)
+
+
+def _callback(handle: Callable[[Consumer, list[TopicPartition]], None]) -> Callable[[Consumer, list[TopicPartition]], None]:
+    """What the client may call. A KafkaException out of a callback leaves poll as an object that no `except` catches: the thread
+    would end without a failure, and a worker without partitions is never behind."""
+
+    def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            handle(consumer, partitions)
+        except KafkaException as error:
+            raise DependencyUnreachable(f"Kafka: {error.args[0].str()}") from error
+
+    return call

@@ -136,6 +136,7 @@ def create(settings: Settings, *, dry_run: bool = False) -> Plan:
         if not dry_run:
             for future in admin.create_topics(missing, operation_timeout=settings.dependency_timeout_s).values() if missing else ():
                 future.result()
+            _wait_until_there(admin, [topic.topic for topic in missing], settings)
             _set(admin, changes)
             _wait_until_set(admin, there, settings)
     except KafkaException as failure:
@@ -168,6 +169,15 @@ def _differences(admin: AdminClient, topics: list[Topic], settings: Settings) ->
         for key, value in wanted[resource.name].items()
         if entries[key].value != value
     ]
+
+
+def _wait_until_there(admin: AdminClient, names: list[str], settings: Settings) -> None:
+    """As with changes: a worker started at once would not find the topics just made."""
+    deadline = time.monotonic() + settings.dependency_timeout_s
+    while left := set(names) - admin.list_topics(timeout=settings.dependency_timeout_s).topics.keys():
+        if time.monotonic() > deadline:
+            raise ChurnError(f"topic {min(left)}: made, but still not there after {settings.dependency_timeout_s:g} s")
+        time.sleep(0.02)
 
 
 def _wait_until_set(admin: AdminClient, topics: list[Topic], settings: Settings) -> None:
