@@ -446,7 +446,7 @@ FAULTS: Final = {
         Fault(
             "redis_failover",
             redis_failover,
-            "Redis: a replica without the last writes takes over",
+            "Redis: a replica behind its master takes over",
             proxied=("redis",),
             rollback=True,
             share=8,

@@ -277,9 +277,9 @@ class Worker:
         return any(" started" in line and " worker " in line for line in self.lines())
 
     def holds_partitions(self) -> bool:
-        """Whether its last word about partitions is that it was assigned some."""
-        lines = [line for line in self.lines() if "partitions [" in line]
-        return bool(lines) and "assigned partitions [" in lines[-1] and not lines[-1].endswith("[]")
+        """Whether its last word about partitions is that it reads some."""
+        lines = [line for line in self.lines() if "partitions [" in line and "assigned" not in line]
+        return bool(lines) and "reading partitions [" in lines[-1] and not lines[-1].endswith("[]")
 
 
 @dataclass(frozen=True, slots=True)
