@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import orjson
+
 from bench.faults.proxy import DOWN, UP, Weather
 from bench.faults.rounds import DIRTY, Mix, poison, stream
 from streams import engine
@@ -31,6 +33,15 @@ def calm(seed: int, count: int) -> Iterator[tuple[str, bytes | None, bytes]]:
 def dirty(seed: int, count: int) -> Iterator[tuple[str, bytes | None, bytes]]:
     """Half a year, much of it twice, late, wrong or from another age."""
     return stream(seed, count, DIRTY)
+
+
+def touching(seed: int, count: int) -> Iterator[tuple[str, bytes | None, bytes]]:
+    """The ordinary stream, and at its end one event of every customer: whoever's state is damaged is met."""
+    mix = Mix()
+    yield from stream(seed, count - mix.customers, mix)
+    for i in range(mix.customers):
+        event = {"event_id": f"last{i}", "customer_id": f"c{i:04d}", "kind": "login", "event_time": mix.start_ms + count * mix.span_ms}
+        yield "logins", f"c{i:04d}".encode(), orjson.dumps(event)
 
 
 def hostile(seed: int, count: int) -> Iterator[tuple[str, bytes | None, bytes]]:
@@ -277,7 +288,7 @@ def redis_flushall(this: Round) -> None:
 
 
 def redis_keys(this: Round) -> None:
-    """A few keys gone: customers, chunks, or the whole meta of a partition."""
+    """A few keys gone: customers, chunks, lists or the meta of a partition; and a kill, for a worker's memory would hide the loss."""
     this.wait(this.random.uniform(0, 1.5))
     client = this.ground.redis.client
     names = sorted(client.scan_iter(match=f"{this.settings.namespace}:*", count=1_000))
@@ -286,6 +297,9 @@ def redis_keys(this: Round) -> None:
     if chosen:
         client.delete(*chosen)
     this.facts["deleted"] = len(chosen)
+    victim = this.crew.victim(this.random)
+    victim.process.kill()
+    victim.process.wait(10)
 
 
 def redis_full(this: Round) -> None:
@@ -387,8 +401,6 @@ def reload_kill(this: Round) -> None:
 
 def corrupt_model(this: Round) -> None:
     """Damaged artifacts are published as champion; what was in force stays."""
-    import orjson
-
     good = this.shelf.envelopes[1]
     digest = this.shelf.model(good).digest
     for _ in range(4):
@@ -410,8 +422,6 @@ def corrupt_model(this: Round) -> None:
 
 def stayed(this: Round, evidence: Evidence) -> list[str]:
     """No score by the model whose artifact was damaged."""
-    import orjson
-
     digest = this.shelf.model(this.shelf.envelopes[1]).digest
     used = {orjson.loads(row.value)["model_digest"] for rows in evidence.scores.values() for row in rows}
     return [f"I4 a damaged model scored: {digest}"] if digest in used else []
@@ -442,7 +452,7 @@ FAULTS: Final = {
         Fault("redis_power", redis_power, "Redis: power loss, its file ends at a random byte", rollback=True, share=15),
         Fault("redis_backup", redis_backup, "Redis: an older copy of its data is put back", rollback=True, share=8),
         Fault("redis_flushall", redis_flushall, "Redis: FLUSHALL", rollback=True, share=8),
-        Fault("redis_keys", redis_keys, "Redis: some keys deleted", rollback=True, share=8),
+        Fault("redis_keys", redis_keys, "Redis: some keys deleted; and a SIGKILL", stream=touching, rollback=True, share=8),
         Fault(
             "redis_failover",
             redis_failover,
