@@ -147,13 +147,16 @@ class RedisStore:
         """As in Store. The first claim looks at the servers first and raises ChurnError for one that must not hold state."""
         if not self._trusted:
             self._trust()
-        while True:
-            answer = self._call(partition, *self._function("claim", self._own(partition), nonce, LAYOUT, *MIGRATED))
-            if answer[0] == UNKNOWN_FORMAT:
-                raise unknown_format(partition, answer[1].decode())
-            if answer[0] != TO_MIGRATE:
-                return _claim(partition, answer)
+        command = self._function("claim", self._own(partition), nonce, LAYOUT, *MIGRATED)
+        answer = self._call(partition, *command)
+        if answer[0] == TO_MIGRATE:
             self._migrate(partition, nonce, answer[1])
+            answer = self._call(partition, *command)
+        if answer[0] == UNKNOWN_FORMAT:
+            raise unknown_format(partition, answer[1].decode())
+        if answer[0] == TO_MIGRATE:
+            raise InvariantBroken(f"partition {partition}: still of format {answer[1].decode()} after its migration")
+        return _claim(partition, answer)
 
     def look(self, partition: int) -> Claim:
         """Where the partition stands, without claiming it; the nonce is its owner's, "" when nobody's."""
