@@ -47,7 +47,7 @@ class RedisServer:
         self._home, self._options = home, options
         self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        home.mkdir(exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
 
     @property
     def url(self) -> str:
