@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -55,8 +57,8 @@ def fuzz_records(seed: int, n: int, *, huge_bytes: int = 1_000_001) -> Iterator[
         key: bytes | None = str(event["customer_id"]).encode()
         value: bytes | None = orjson.dumps(event)
         assert value is not None
-        match random.randrange(12):
-            case 0 | 1 | 2:
+        match random.randrange(16):
+            case 0 | 1 | 2 | 12:
                 pass
             case 3:  # a field of the contract with an odd value
                 value = _put(value, random.choice((*_FIELDS[topic], "event_time", "kind")), random.choice(_ODD_VALUES))
@@ -73,6 +75,12 @@ def fuzz_records(seed: int, n: int, *, huge_bytes: int = 1_000_001) -> Iterator[
                 value = random.randbytes(random.choice((1, 7, 64, 300)))
             case 9:
                 value = random.choice(_WHOLE) if random.randrange(20) == 0 else value[: random.randrange(len(value))]
+            case 13:  # an event of another topic
+                topic = (topic + random.randrange(1, 4)) % 4
+            case 14:  # every field twice, in any order, one of them odd
+                value = _doubled(random, event, topic)
+            case 15:
+                value = _foreign(random, value)
             case 10:
                 key = random.choice((None, b"", b"other", key, b"\xff", b" " + (key or b"")))
             case _:
@@ -121,6 +129,51 @@ def _rfc3339(random: Random, ms: int) -> str:
 def _put(value: bytes, name: str, raw: bytes) -> bytes:
     """The object with one more field at its end: of a key given twice the last one counts."""
     return value[:-1] + b',"' + name.encode() + b'":' + raw + b"}"
+
+
+def _doubled(random: Random, event: dict[str, Any], topic: int) -> bytes:
+    pairs = [b"%b:%b" % (orjson.dumps(name), orjson.dumps(content)) for name, content in event.items() for _ in range(2)]
+    odd = random.choice(("event_id", "customer_id", "event_time", "kind", *_FIELDS[topic]))
+    pairs.append(b'"%b":%b' % (odd.encode(), random.choice(_ODD_VALUES)))
+    random.shuffle(pairs)
+    return b"{" + b",".join(pairs) + b"}"
+
+
+def _foreign(random: Random, value: bytes) -> bytes:
+    """The event in another coat, or among more than an event needs."""
+    text = value.decode()
+    match random.randrange(12):
+        case 0:
+            return gzip.compress(value, mtime=0)
+        case 1:
+            return text.encode(random.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig")))
+        case 2:
+            return b64encode(value)
+        case 3:
+            return b"\n".join((value, value))
+        case 4:
+            return b"[" + value + b"]"
+        case 5:
+            return orjson.dumps(text)  # JSON in a JSON text
+        case 6:
+            # as Avro behind a registry, protobuf, pickle and msgpack begin
+            return random.choice((b"\x00\x00\x00\x00\x01", b"\x08\x01\x12", b"\x80\x04\x95", b"\x82\xa8event_id")) + value
+        case 7:
+            return value.replace(b'"', random.choice((b"'", b"\xe2\x80\x9c", b'\\"')))
+        case 8:  # escapes: half pairs and whole ones, inside texts that count
+            escape = random.choice((b"\\ud800", b"\\udfff", b"\\ud83d\\ude00", b"\\ude00\\ud83d", b"\\u0000", b"\\u202e", b"e\\u0301"))
+            return value.replace(b'"c', b'"' + escape + b"c", 1)
+        case 9:
+            at = random.choice(
+                (2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**30, 946_684_800_000, APPEND_MS + 300_000)
+            )
+            return _put(value, "event_time", b"%d" % (at + random.randrange(-1, 2)))
+        case 10:
+            extra = b",".join(b'"k%d":%d' % (number, number) for number in range(random.choice((1, 100, 3_000))))
+            return b"{" + extra + b"," + value[1:]
+        case _:
+            space = random.choice((b" ", b"\t\r\n", b"\xc2\xa0", b"\x0c", b"/**/")) * random.choice((1, 1_000))
+            return value.replace(b":", b":" + space)
 
 
 def _mutated(random: Random, value: bytes) -> bytes:

@@ -14,6 +14,7 @@ PARTS: Final = {
     "faults": ("bench.faults.nemesis", "the table of faults"),
     "report": ("bench.faults.report", "write the generated parts of docs/reliability.md from the committed ledgers"),
     "simulate": ("bench.faults.sim_campaign", "deterministic simulation: many seeds, every promise checked after each"),
+    "poison": ("bench.faults.poison", "hostile records by the million: none crashes, hangs or gets lost"),
     "mutants": ("bench.faults.mutants", "deliberately broken builds, each of which must be caught"),
 }
 
