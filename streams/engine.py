@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged
 from scoring.bands import floors
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
+from streams.outbox import Outbox, Record
 from streams.scores import Model, Scored, alert_records, dead_letter_record, score_records
 
 log = logging.getLogger(__name__)
@@ -62,15 +63,30 @@ class Models(Protocol):
 
 
 class Sink(Protocol):
-    """Where outputs go; `flush` returns when all are acknowledged."""
+    """Where outputs go at least once; `flush` returns when all are acknowledged."""
 
-    def scores(self, partition: int, records: list[dict[str, Any]]) -> None: ...
+    def scores(self, partition: int, records: list[Record]) -> None: ...
 
-    def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None: ...
+    def dead_letters(self, partition: int, records: list[Record]) -> None: ...
 
-    def alerts(self, partition: int, records: list[dict[str, Any]]) -> None: ...
+    def alerts(self, partition: int, records: list[Record]) -> None: ...
 
     def flush(self) -> None: ...
+
+
+@runtime_checkable
+class Transactions(Protocol):
+    """Where outputs go exactly once."""
+
+    def claim(self, partition: int) -> None:
+        """Begin to become the only one that commits outputs of the partition; done before its first batch comes."""
+        ...
+
+    def transact(self, outputs: Mapping[int, tuple[Outbox, Offsets]]) -> set[int]:
+        """Commit outputs with the offsets they come from; returns the partitions another worker has claimed."""
+        ...
+
+    def revoke(self, partition: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,7 @@ class _Work:
     counters: dict[str, int] = field(default_factory=dict)
     customers: list[str] = field(default_factory=list)
     watermark_ms: int = -1
+    outputs: Outbox = field(default_factory=Outbox)
 
 
 class Engine:
@@ -140,12 +157,15 @@ class Engine:
         settings: EngineSettings,
         store: Store,
         models: Models,
-        sink: Sink,
+        sink: Sink | Transactions,
         clock_ms: Callable[[], int],
         metrics: Metrics,
         reached: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._settings, self._store, self._models, self._sink = settings, store, models, sink
+        self._settings, self._store, self._models = settings, store, models
+        # Outputs are either acknowledged before the state is applied, or kept with the state and committed after it.
+        self._transactions = sink if isinstance(sink, Transactions) else None
+        self._sink = None if isinstance(sink, Transactions) else sink
         self._clock_ms, self._metrics, self._reached = clock_ms, metrics, reached
         self._partitions: dict[int, Partition] = {}
         self._lock = threading.Lock()
@@ -165,6 +185,8 @@ class Engine:
         with self._lock:
             claim = self._store.claim(partition, nonce)
             self._reached("after_claim")
+            if self._transactions is not None:
+                self._transactions.claim(partition)
             self._own(claim)
             return claim
 
@@ -195,6 +217,8 @@ class Engine:
                 partition = self._partitions.pop(number, None)
                 self._fenced.pop(number, None)
                 self._metrics.forget_partition(number)
+                if self._transactions is not None:
+                    self._transactions.revoke(number)
                 if partition is not None and not lost:
                     self._store.release(number, partition.nonce)
             self._share_memory()
@@ -220,21 +244,31 @@ class Engine:
             works = [work for batch in batches if (work := self._intend(batch, fenced)) is not None]
             self._reached("after_intent")
             for work in works:
-                # Queued records travel while the next partition is computed.
                 self._compute(work)
-            with self.parts.part("ack"):
-                self._sink.flush()
-            self._reached("after_produce")
-            applied = self._apply(works, fenced)
+                self._reached("after_compute")
+                if self._sink is not None:
+                    # They travel while the next partition is computed.
+                    self._queue(self._sink, work)
+            if self._sink is not None:
+                with self.parts.part("ack"):
+                    self._sink.flush()
+                self._reached("after_produce")
+            done = self._apply(works, fenced)
             self._reached("after_apply")
+            if self._transactions is not None and done:
+                with self.parts.part("commit"):
+                    refused = self._transactions.transact({work.batch.partition: (work.outputs, work.batch.to) for work in done})
+                # Whoever has claimed a refused partition finds the outputs with its state.
+                fenced += sorted(refused)
+                done = [work for work in done if work.batch.partition not in refused]
             for number in fenced:
                 self._lose(number)
             counters: Counter[str] = Counter()
-            for work in works:
-                if work.partition.number in applied:
-                    counters.update(work.counters)
+            for work in done:
+                self._observe(work.batch, work.partition)
+                counters.update(work.counters)
             self.totals.update(counters)
-            return Result(applied, fenced, dict(counters))
+            return Result({work.batch.partition: work.partition.applied for work in done}, fenced, dict(counters))
 
     def _intend(self, batch: Batch, fenced: list[int]) -> _Work | None:
         partition = self._partitions.get(batch.partition)
@@ -278,7 +312,7 @@ class Engine:
         return _Work(batch, partition, model, intent.scored_at_ms)
 
     def _compute(self, work: _Work) -> None:
-        """Facts into the histories, vectors, scores; the outputs are queued in the sink."""
+        """Facts into the histories, vectors, scores, output records."""
         batch, histories, model = work.batch, work.partition.histories, work.model
         part = self.parts.part
         accepted = batch.reason == Reason.ACCEPTED
@@ -315,16 +349,7 @@ class Engine:
             )
             records = score_records(batch, model, work.scored_at_ms, scored)
             alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.scored_at_ms, scored)
-            letters = self._dead_letters(batch, outcome)
-        self._reached("after_compute")
-        with part("produce"):
-            half = len(records) // 2
-            # Alerts first: the tail of the scores says what was emitted, so what belongs to a score should not come after it.
-            self._sink.alerts(batch.partition, alerts)
-            self._sink.scores(batch.partition, records[:half])
-            self._reached("half_produced")
-            self._sink.scores(batch.partition, records[half:])
-            self._sink.dead_letters(batch.partition, letters)
+            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))
         work.customers = list(dict.fromkeys(customers))
         work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, batch.reason)
         work.counters = self._count(batch, outcome)
@@ -333,7 +358,18 @@ class Engine:
         if model.fallback:
             self._metrics.fallbacks.inc(len(rows))
 
-    def _dead_letters(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
+    def _queue(self, sink: Sink, work: _Work) -> None:
+        partition, outputs = work.batch.partition, work.outputs
+        with self.parts.part("produce"):
+            half = len(outputs.scores) // 2
+            # Alerts first: the tail of the scores says what was emitted, so what belongs to a score should not come after it.
+            sink.alerts(partition, outputs.alerts)
+            sink.scores(partition, outputs.scores[:half])
+            self._reached("half_produced")
+            sink.scores(partition, outputs.scores[half:])
+            sink.dead_letters(partition, outputs.dead_letters)
+
+    def _dead_letters(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> list[Record]:
         reasons = batch.reason.copy()
         reasons[outcome == Outcome.TOO_LATE] = Reason.TOO_LATE
         reasons[outcome == Outcome.AMOUNT_RANGE] = Reason.AMOUNT_RANGE
@@ -361,8 +397,8 @@ class Engine:
                     self._metrics.events[topic, name].inc(count)
         return tally(by_topic.sum(axis=0).tolist())
 
-    def _apply(self, works: Sequence[_Work], fenced: list[int]) -> dict[int, Offsets]:
-        applied: dict[int, Offsets] = {}
+    def _apply(self, works: Sequence[_Work], fenced: list[int]) -> list[_Work]:
+        done = []
         with self.parts.part("state"):
             changes = [self._change(work) for work in works]
         self._reached("before_apply")
@@ -384,9 +420,8 @@ class Engine:
                     f"partition {batch.partition}: {left} events are neither scored nor accounted for: {partition.counters}"
                 )
             partition.histories.evict()
-            applied[batch.partition] = partition.applied
-            self._observe(batch, partition)
-        return applied
+            done.append(work)
+        return done
 
     def _change(self, work: _Work) -> Apply:
         batch = work.batch
@@ -400,6 +435,7 @@ class Engine:
             watermark_ms=work.watermark_ms,
             counters=work.counters,
             customers=writes,
+            outbox=b"" if self._transactions is None else work.outputs.pack(),
         )
 
     def _store_all(self, changes: Sequence[Apply]) -> set[int]:
@@ -432,6 +468,8 @@ class Engine:
     def _lose(self, number: int) -> None:
         self._metrics.fenced.inc()
         self._partitions.pop(number, None)
+        if self._transactions is not None:
+            self._transactions.revoke(number)
         self._fenced[number] += 1
         if self._fenced[number] > 1:
             raise Fenced(f"partition {number}: refused twice; this worker has lost touch with its group")

@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from features.facts import TOPICS
+from features.store import Claim
 from proto.errors import DependencyUnreachable
 from scoring.fallback import Fallback
 from scoring.reasons import Money
@@ -30,10 +31,11 @@ from streams.engine import CRASH_VARIABLE, Engine, EngineSettings, Result, crash
 from streams.ingest import Ingest, IngestSettings
 from streams.log import KafkaLog
 from streams.metrics import Metrics
+from streams.outbox import Tail
 from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
-from streams.sink import KafkaSink, SinkSettings
+from streams.sink import KafkaSink, SinkSettings, Transactions, settle
 from streams.state_store import StoreWatch, open_store
 from streams.topics import ALERTS, DEAD_LETTERS, SCORES
 
@@ -138,12 +140,14 @@ class Worker:
             Fallback(s.fallback_probability),
             metrics,
         )
-        sink = KafkaSink(
-            SinkSettings(
-                self._client, s.prefixed("churn-scores"), s.prefixed("churn-dead-letters"), s.progress_timeout_s, s.prefixed("churn-alerts")
-            )
-        )
-        reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), {"half_produced": sink.flush})
+        inputs = [s.prefixed(topic) for topic in TOPICS]
+        ingest: Ingest
+        outputs = SinkSettings(self._client, s.prefixed(SCORES), s.prefixed(DEAD_LETTERS), s.progress_timeout_s, s.prefixed(ALERTS))
+        sink: KafkaSink | Transactions = KafkaSink(outputs)
+        if s.delivery == "exactly_once":
+            # The last two are made below, they need this one.
+            sink = Transactions(outputs, s.topic_prefix + s.group_id, inputs, lambda: ingest.group, lambda place: reached(place))  # noqa: PLW0108
+        reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), dict.fromkeys(("half_produced", "after_produce"), sink.flush))
         engine = Engine(
             EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis),
             store,
@@ -162,7 +166,6 @@ class Worker:
             loop.run_in_executor(None, reload.start),
         )
 
-        inputs = [s.prefixed(topic) for topic in TOPICS]
         decoder = Decoder(
             currency=s.currency,
             rates=s.rates,
@@ -185,9 +188,13 @@ class Worker:
             decoder,
             metrics,
         )
+        tail = Tail(source, s.prefixed(SCORES), s.prefixed(DEAD_LETTERS))
+
+        def restore(claim: Claim, wanted: Callable[[], bool]) -> Claim:
+            settle(claim, sink, tail)
+            return restorer.restore(claim, wanted)
 
         feeder: Feeder
-        ingest: Ingest
         app = faust_app(
             name, str(self._client["bootstrap.servers"]), s.kafka, control, lambda command: feeder.drain() if command == "drain" else None
         )
@@ -206,15 +213,16 @@ class Worker:
             engine,
             lambda: feeder.wake(),  # noqa: PLW0108 - the feeder is made below, it needs this consumer
             reached,
-            restore=restorer.restore,
+            metrics.unconverted.inc,
+            restore,
         )
-        ingest.unconverted = metrics.unconverted.inc
         watchdog = Watchdog(ingest.behind, s.progress_timeout_s)
 
         def on_result(result: Result) -> None:
             watchdog.moved()
             self._last = (time.perf_counter(), time.process_time())
-            ingest.applied(result.applied)
+            if not isinstance(sink, Transactions):  # there they are committed along
+                ingest.applied(result.applied)
             for partition in result.fenced:
                 ingest.drop(partition)
 

@@ -131,6 +131,10 @@ class Settings(BaseSettings):
     )
 
     # Worker
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        "at_least_once",
+        description="After a crash scores may come again, equal to the byte; or never: in transactions, for readers with read_committed.",
+    )
     batch_max_events: int = Field(4_000, ge=1, le=100_000, description="Most events of one partition handled at once (count).")
     batch_linger_ms: int = Field(5, ge=0, le=10_000, description="How long a batch waits to fill when the stream is slow (ms).")
     buffer_bytes: int = Field(

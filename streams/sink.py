@@ -1,18 +1,35 @@
-"""Outputs of a batch to Kafka: acknowledged by all replicas, in the partition their events came from."""
+"""Outputs of a batch to Kafka, in the partition their events came from: acknowledged by all replicas, or in one transaction."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
 
-from proto.errors import DependencyUnreachable, InvariantBroken
+from features.facts import TOPICS
+from features.store import Claim, Offsets
+from proto.errors import DependencyUnreachable, Fenced, InvariantBroken
+from streams.outbox import Outbox, Record, Tail
 from streams.topics import DEAD_LETTER_MAX_BYTES
 
 log = logging.getLogger(__name__)
+
+_FENCED: Final = (
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+)
+"""Another worker has claimed the transactional id."""
+_OUT_OF_GROUP: Final = (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID)
+"""The group has gone on without us: another worker has the partition, or will have it."""
+_PARALLEL: Final = 16
+"""Most transactions committed at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +43,29 @@ class SinkSettings:
     alerts: str
 
 
+def _producer(settings: SinkSettings, **more: Any) -> Producer:
+    return Producer(
+        {
+            "linger.ms": 2,
+            "batch.size": 500_000,
+            "message.max.bytes": DEAD_LETTER_MAX_BYTES,  # the client refuses more than 1 MB unless told
+            "compression.type": "lz4",
+            "queue.buffering.max.messages": 2_000_000,
+            "queue.buffering.max.kbytes": 256 << 10,
+            "reconnect.backoff.max.ms": 1_000,
+            **settings.client,
+            "enable.idempotence": True,
+            "acks": "all",
+            "delivery.timeout.ms": int(settings.timeout_s * 1_000),
+            # A report per message would cost a Python call each; a failed one still reports.
+            "delivery.report.only.error": True,
+            "partitioner": "murmur2_random",
+            **more,
+        },
+        logger=log,
+    )
+
+
 class KafkaSink:
     """An idempotent producer. `scores` and `dead_letters` only queue; `flush` waits and raises when anything failed.
 
@@ -35,35 +75,17 @@ class KafkaSink:
     def __init__(self, settings: SinkSettings) -> None:
         self._settings = settings
         self._failed: KafkaError | None = None
-        self._producer = Producer(
-            {
-                "linger.ms": 2,
-                "batch.size": 500_000,
-                "message.max.bytes": DEAD_LETTER_MAX_BYTES,  # the client refuses more than 1 MB unless told
-                "compression.type": "lz4",
-                "queue.buffering.max.messages": 2_000_000,
-                "queue.buffering.max.kbytes": 256 << 10,
-                "reconnect.backoff.max.ms": 1_000,
-                **settings.client,
-                "enable.idempotence": True,
-                "acks": "all",
-                "delivery.timeout.ms": int(settings.timeout_s * 1_000),
-                # A report per message would cost a Python call each; a failed one still reports.
-                "delivery.report.only.error": True,
-                "partitioner": "murmur2_random",
-            },
-            logger=log,
-        )
+        self._producer = _producer(settings)
 
-    def scores(self, partition: int, records: list[dict[str, Any]]) -> None:
+    def scores(self, partition: int, records: list[Record]) -> None:
         """Queue score records ({"key", "value"}) of one partition, in order."""
         self._queue(self._settings.scores, partition, records)
 
-    def dead_letters(self, partition: int, records: list[dict[str, Any]]) -> None:
+    def dead_letters(self, partition: int, records: list[Record]) -> None:
         """Queue dead letters of one partition, in order."""
         self._queue(self._settings.dead_letters, partition, records)
 
-    def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
+    def alerts(self, partition: int, records: list[Record]) -> None:
         """Queue alerts of one partition, in order."""
         self._queue(self._settings.alerts, partition, records)
 
@@ -80,17 +102,179 @@ class KafkaSink:
         self._producer.purge()
         self._producer.flush(0.1)
 
-    def _queue(self, topic: str, partition: int, records: list[dict[str, Any]]) -> None:
-        if not records:
-            return
-        queued = self._producer.produce_batch(topic, records, partition=partition, on_delivery=self._report)
-        if queued != len(records):
-            errors = {str(record.get("_error")) for record in records if "_error" in record}
-            raise InvariantBroken(
-                f"{topic}[{partition}]: {len(records) - queued} of {len(records)} records were refused by the producer: {errors}"
-            )
-        self._producer.poll(0)
+    def _queue(self, topic: str, partition: int, records: list[Record]) -> None:
+        _queue(self._producer, topic, partition, records, self._report)
 
     def _report(self, error: KafkaError | None, _: Message) -> None:
         if error is not None and self._failed is None:
             self._failed = error
+
+
+class Transactions:
+    """A transactional producer for each owned partition: whoever has claimed it last is the only one that can commit.
+
+    group: metadata of the consumer group whose offsets are committed along, None when there is none; `topics` are the input topics in
+    topic-index order. transactional.id is `<prefix>-<partition>`. A partition is claimed before its first
+    batch, whose thread may be another one.
+    """
+
+    def __init__(
+        self,
+        settings: SinkSettings,
+        prefix: str,
+        topics: Sequence[str],
+        group: Callable[[], Any],
+        reached: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings, self._prefix, self._topics, self._group, self._reached = settings, prefix, topics, group, reached
+        self._claims: dict[int, Future[Producer]] = {}
+        self._pool = ThreadPoolExecutor(_PARALLEL, "transaction")
+
+    def claim(self, partition: int) -> None:
+        """Begin to fence the former owner's producer and to end its open transaction; `claimed` waits for it."""
+        self._claims[partition] = self._pool.submit(self._claim, partition)
+
+    def claimed(self, partition: int) -> None:
+        """Wait until nobody else can commit outputs of the partition. Raises DependencyUnreachable, Fenced when given up meanwhile."""
+        claim = self._claims.get(partition)
+        if claim is None:
+            raise Fenced(f"partition {partition} was given up while its transactions were claimed")
+        try:
+            claim.result()
+        except KafkaException as error:
+            raise DependencyUnreachable(f"Kafka: transactions of partition {partition}: {error.args[0].str()}") from error
+
+    def transact(self, outputs: Mapping[int, tuple[Outbox, Offsets]]) -> set[int]:
+        """Commit the outputs of each partition with the offsets they come from; the partitions that are another worker's by now.
+
+        Raises DependencyUnreachable when Kafka does not take them; those of other partitions may be committed then.
+        """
+        futures = {
+            partition: self._pool.submit(self._transact, partition, outbox, offsets) for partition, (outbox, offsets) in outputs.items()
+        }
+        done = {partition: future.exception() for partition, future in futures.items()}
+        for failure in done.values():
+            if failure is not None and not isinstance(failure, Fenced):
+                raise failure
+        for failure in done.values():
+            if failure is not None:
+                log.warning("%s", failure)
+        return {partition for partition, failure in done.items() if failure is not None}
+
+    def revoke(self, partition: int) -> None:
+        """Give the producer up; no transaction of it is open."""
+        self._claims.pop(partition, None)
+
+    def flush(self) -> None:
+        """Send what is queued without committing it; for tests that want to die then."""
+        for claim in list(self._claims.values()):
+            claim.result().flush(self._settings.timeout_s)
+
+    def _claim(self, partition: int) -> Producer:
+        timeout_s = self._settings.timeout_s
+        producer = _producer(
+            self._settings,
+            **{
+                "transactional.id": f"{self._prefix}-{partition}",
+                "transaction.timeout.ms": int(timeout_s * 1_000),
+                # The next transaction has to wait until the markers of the last one are written; asked again every 100 ms,
+                # as by default, a commit takes that long.
+                "retry.backoff.ms": 5,
+                "linger.ms": 0,  # a commit flushes
+            },
+        )
+        _patiently(lambda: producer.init_transactions(timeout_s), timeout_s)
+        return producer
+
+    def _transact(self, partition: int, outbox: Outbox, offsets: Offsets) -> None:
+        claim = self._claims.get(partition)
+        if claim is None:
+            raise Fenced(f"partition {partition}: given up before its outputs were committed")
+        producer = claim.result()
+        end = time.monotonic() + self._settings.timeout_s
+        while True:
+            try:
+                self._once(producer, partition, outbox, offsets)
+                return
+            except KafkaException as failure:
+                error: KafkaError = failure.args[0]
+                if error.code() in _FENCED:
+                    raise Fenced(f"partition {partition}: another worker has claimed its transactions ({error.str()})") from failure
+                if error.code() in _OUT_OF_GROUP:
+                    _aborted(producer, self._settings.timeout_s)
+                    raise Fenced(f"partition {partition}: the group has gone on without this worker ({error.str()})") from failure
+                if error.fatal() or not error.txn_requires_abort() or time.monotonic() > end:
+                    raise DependencyUnreachable(f"Kafka: outputs of partition {partition} not committed: {error.str()}") from failure
+                log.warning("partition %d: transaction repeated: %s", partition, error.str())
+                _aborted(producer, self._settings.timeout_s)
+
+    def _once(self, producer: Producer, partition: int, outbox: Outbox, offsets: Offsets) -> None:
+        s = self._settings
+        producer.begin_transaction()
+        self._reached("transaction_begun")
+        half = len(outbox.scores) // 2
+        _queue(producer, s.alerts, partition, outbox.alerts)
+        _queue(producer, s.scores, partition, outbox.scores[:half])
+        self._reached("half_produced")
+        _queue(producer, s.scores, partition, outbox.scores[half:])
+        _queue(producer, s.dead_letters, partition, outbox.dead_letters)
+        self._reached("after_produce")
+        group = self._group()
+        if group is not None:
+            self._reached("before_hint")
+            places = [TopicPartition(topic, partition, offsets[name] + 1) for topic, name in zip(self._topics, TOPICS, strict=True)]
+            hints = [place for place in places if place.offset > 0]
+            _patiently(lambda: producer.send_offsets_to_transaction(hints, group, s.timeout_s), s.timeout_s)
+        _patiently(lambda: producer.commit_transaction(s.timeout_s), s.timeout_s)
+        self._reached("transaction_committed")
+
+
+def settle(claim: Claim, sink: KafkaSink | Transactions, tail: Tail) -> None:
+    """Emit the outputs of the last applied batch when its worker died before they were out. Call it with every claim.
+
+    Raises Fenced when the partition is another worker's meanwhile.
+    """
+    if isinstance(sink, Transactions):
+        sink.claimed(claim.partition)
+    outbox = Outbox.unpack(claim.outbox)
+    if not outbox or tail.has(claim.partition, outbox):
+        return
+    log.warning("partition %d: outputs up to %s were not committed, now they are", claim.partition, dict(claim.applied))
+    if isinstance(sink, Transactions):
+        if sink.transact({claim.partition: (outbox, claim.applied)}):
+            raise Fenced(f"partition {claim.partition}: claimed by another while its outputs were emitted")
+        return
+    # The mode was changed after a crash.
+    sink.alerts(claim.partition, outbox.alerts)
+    sink.scores(claim.partition, outbox.scores)
+    sink.dead_letters(claim.partition, outbox.dead_letters)
+    sink.flush()
+
+
+def _queue(producer: Producer, topic: str, partition: int, records: list[Record], report: Any = None) -> None:
+    if not records:
+        return
+    more = {} if report is None else {"on_delivery": report}
+    queued = producer.produce_batch(topic, records, partition=partition, **more)
+    if queued != len(records):
+        errors = {str(record.get("_error")) for record in records if "_error" in record}
+        raise InvariantBroken(
+            f"{topic}[{partition}]: {len(records) - queued} of {len(records)} records were refused by the producer: {errors}"
+        )
+    producer.poll(0)
+
+
+def _patiently(call: Callable[[], Any], timeout_s: float) -> None:
+    """Call again while the client says that this is all that is needed."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            call()
+            return
+        except KafkaException as failure:
+            if not failure.args[0].retriable() or time.monotonic() > end:
+                raise
+
+
+def _aborted(producer: Producer, timeout_s: float) -> None:
+    _patiently(lambda: producer.abort_transaction(timeout_s), timeout_s)

@@ -237,6 +237,9 @@ class Consumer:
     def incremental_assign(self, places: list[TopicPartition]) -> None:
         self._positions |= {(place.topic, place.partition): place.offset for place in places}
 
+    def consumer_group_metadata(self) -> None:
+        """Only asked of us for transactions, which are not simulated."""
+
     def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1.0, cached: bool = False) -> tuple[int, int]:
         log = self._broker.log(place.topic, place.partition)
         if cached:

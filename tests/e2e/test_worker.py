@@ -25,6 +25,7 @@ from bench.model import publish_model
 from features.facts import TOPICS
 from features.history import digest
 from features.redis_store import RedisStore
+from features.state import decode
 from proto.scores import DeadLetter, ScoreRecord
 from streams.engine import CRASH_PLACES, CRASH_VARIABLE
 from streams.settings import Settings
@@ -109,12 +110,15 @@ class Deployment:
         consumer.close()
         return found
 
-    def scores(self) -> list[list[dict[str, Any]]]:
-        """Score records by partition, as written."""
-        return [[json.loads(value) for _, value in rows] for rows in self.read("churn-scores")]
+    def bodies(self, topic: str) -> list[list[dict[str, Any]]]:
+        """Records by partition, as written."""
+        return [[json.loads(value) for _, value in rows] for rows in self.read(topic)]
 
-    def count(self) -> int:
-        return sum(map(len, self.scores()))
+    def scores(self) -> list[list[dict[str, Any]]]:
+        return self.bodies("churn-scores")
+
+    def count(self, topic: str = "churn-scores") -> int:
+        return sum(map(len, self.read(topic)))
 
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -134,14 +138,16 @@ class Deployment:
         store.close()
         return total
 
-    def digests(self) -> dict[str, str]:
-        """Digest of the state of every customer."""
+    def states(self) -> dict[str, tuple[Any, ...]]:
+        """Everything stored of every customer: digest of its facts and carry, last vector, score, bands."""
         store = self.store()
-        found: dict[str, str] = {}
+        found: dict[str, tuple[Any, ...]] = {}
         for partition in range(self.settings.partitions):
             names = list(store.customers(partition))
-            states = store.load(partition, names)
-            found |= {name: digest(state) for name, state in zip(names, states, strict=True) if state is not None}
+            for name, state in zip(names, store.load(partition, names), strict=True):
+                assert state is not None
+                one = decode(state)
+                found[name] = digest(state), one.vector.tobytes(), one.probability, one.band, one.alert_band, one.score_at
         store.close()
         return found
 
@@ -177,13 +183,13 @@ def beside(deployment: Deployment, name: str) -> Deployment:
 
 
 def first_wins(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The reader rule over one output partition; the clock of the worker left out."""
+    """The reader rule over one output partition; the clocks of worker and broker left out."""
     high: dict[str, int] = {}
     kept = []
     for row in rows:
         if row["source"]["offset"] > high.get(row["source"]["topic"], -1):
             high[row["source"]["topic"]] = row["source"]["offset"]
-            kept.append({**row, "scored_at": 0})
+            kept.append({**row, "scored_at": 0, "append_time": 0})
     return kept
 
 
@@ -240,28 +246,38 @@ def test_every_event_becomes_a_score_a_dead_letter_a_duplicate_or_a_profile_fact
 IN_TRANSACTIONS = {"transaction_begun", "transaction_committed"}
 
 
-def test_killed_at_every_place_the_next_worker_finishes_what_was_begun(deployment: Deployment) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_killed_at_every_place_the_next_worker_finishes_what_was_begun(deployment: Deployment, delivery: str) -> None:
     calm = beside(deployment, "calm")
     for each in (deployment, calm):
         each.feed(6_000)
+        publish_model(each.settings, trees=20, depth=3)
+        each.send("logins", (b"c000001", b"{"), (b"c000002", b"["))
     assert calm.work(CHURN_BATCH_MAX_EVENTS="350")["scores"] == 6_000
 
     # The last two are reached when the worker has nothing more to do.
-    for number, place in enumerate(place for place in CRASH_PLACES if place not in IN_TRANSACTIONS):
-        variables = {"CHURN_BATCH_MAX_EVENTS": "100", CRASH_VARIABLE: f"{place}:{1 + number % 2 if place[:2] != 'on' else 1}"}
+    places = [place for place in CRASH_PLACES if delivery == "exactly_once" or place not in IN_TRANSACTIONS]
+    for number, place in enumerate(places):
+        variables = {"CHURN_BATCH_MAX_EVENTS": "100", "CHURN_DELIVERY": delivery}
+        variables[CRASH_VARIABLE] = f"{place}:{1 + number % 2 if place[:2] != 'on' else 1}"
         if place == "on_revoke":
-            assert deployment.handled()["events"] < 6_000
+            assert deployment.handled()["events"] < 6_002
         done = deployment.wait(deployment.start("--until-idle", "0.3", **variables))
         assert done.code == 70, (place, done.err)
-    assert deployment.handled()["events"] == 6_000
-    assert deployment.work()["events_in"] == 0
+    assert deployment.handled()["events"] == 6_002
+    assert deployment.work(CHURN_DELIVERY=delivery)["events_in"] == 0
 
-    assert deployment.digests() == calm.digests()
+    assert deployment.states() == calm.states()
     assert deployment.handled() == calm.handled()
-    raw = [value for rows in deployment.read("churn-scores") for _, value in rows]
-    assert len(raw) > 6_000  # a crash after producing left records that came again
-    assert len(set(raw)) == 6_000  # equal to the byte
-    assert [first_wins(rows) for rows in deployment.scores()] == [first_wins(rows) for rows in calm.scores()]
+    for topic, expected in (("churn-scores", 6_000), ("churn-alerts", calm.count("churn-alerts")), ("churn-dead-letters", 2)):
+        raw = [value for rows in deployment.read(topic) for _, value in rows]
+        assert len(set(raw)) == expected > 0  # what came again is equal to the byte
+        if delivery == "exactly_once":
+            assert len(raw) == expected  # and nothing did
+        elif topic == "churn-scores":
+            assert len(raw) > expected
+        assert [first_wins(rows) for rows in deployment.bodies(topic)] == [first_wins(rows) for rows in calm.bodies(topic)]
 
 
 def test_killed_from_outside_nothing_is_missing(deployment: Deployment) -> None:

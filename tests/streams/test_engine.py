@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from random import Random
@@ -17,14 +18,16 @@ import pytest
 from features.facts import DAY_MS, TOPICS
 from features.history import Histories, digest, vectors
 from features.memory_store import MemoryStore
+from features.store import Offsets
 from proto.errors import ArtifactRejected, Fenced, InvariantBroken
 from proto.scores import BANDS, AlertRecord, DeadLetter, ScoreRecord
 from scoring.bands import floors
 from scoring.fallback import Fallback
-from streams.codec import Decoder
-from streams.engine import Engine, EngineSettings, Result
+from streams.codec import Decoder, RawMessage
+from streams.engine import CRASH_PLACES, Engine, EngineSettings, Result
 from streams.merge import Batch, Merge, Slice
 from streams.metrics import Metrics, residue
+from streams.outbox import Outbox, Tail
 from streams.scores import Model, vector_hashes
 
 NOW_MS = 1_750_000_000_000
@@ -81,6 +84,43 @@ class Log:
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(value) for _, value in self.written]
+
+
+@dataclass(slots=True)
+class Committed(Log):
+    """A log whose records come in transactions: the outputs of a partition all at once, or not at all."""
+
+    owners: dict[int, str] = field(default_factory=dict)
+    name: str = ""
+    reached: Callable[[str], None] = lambda _: None
+
+    def claim(self, partition: int) -> None:
+        self.owners[partition] = self.name
+
+    def revoke(self, partition: int) -> None:
+        pass
+
+    def transact(self, outputs: Mapping[int, tuple[Outbox, Offsets]]) -> set[int]:
+        refused = set()
+        for partition, (outbox, _) in outputs.items():
+            self.reached("transaction_begun")
+            if self.owners[partition] != self.name:
+                refused.add(partition)
+                continue
+            self.scores(partition, outbox.scores)
+            self.flush()
+            self.alerts(partition, outbox.alerts)
+            self.dead_letters(partition, outbox.dead_letters)
+            self.reached("transaction_committed")
+        return refused
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        return 0, len(self.letters if "letters" in topic else self.written)
+
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+        values = self.letters if "letters" in topic else [value for _, value in self.written]
+        if values[start:stop]:
+            yield [Message(value, None, start + i, 0) for i, value in enumerate(values[start:stop])]
 
 
 class Died(Exception):
@@ -345,6 +385,89 @@ def test_dying_anywhere_changes_neither_state_nor_scores(seed: int) -> None:
     assert len(kept) == len(by_id)
     clock = {"scored_at": 0}
     assert [record | clock for record in kept] == [record | clock for record in calm_log.records()]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_in_transactions_dying_anywhere_repeats_and_loses_nothing(seed: int) -> None:
+    random = Random(seed)
+    topics = world(200 + seed, events=150)
+    models = shelf()
+    models.now = "three"
+    calm_store, calm_log = MemoryStore(), Log()
+    calm = engine_on(calm_store, calm_log, models)
+    run(calm, start(calm, topics, "n"), size=20)
+
+    store, log = MemoryStore(), Committed()
+    reachable = [place for place in CRASH_PLACES if place not in ("half_produced", "after_produce", "before_hint", "on_revoke", "on_stop")]
+    died: Counter[str] = Counter()
+    for life in range(1_000):
+        place = random.choice(reachable[1:] if life == 0 else reachable)
+        left = 1 if place == "after_claim" else random.randint(1, 5)
+
+        def reached(here: str, place: str = place) -> None:
+            nonlocal left
+            left -= here == place
+            if left == 0:
+                raise Died(place)
+
+        log.name, log.reached = f"n{life}", reached
+        engine = engine_on(store, log, models, max_facts=random.choice([1, 100_000]))
+        engine._clock_ms = lambda life=life: NOW_MS + life  # type: ignore[misc]
+        engine._reached = reached
+        try:
+            claim = engine.assign(0, f"n{life}")
+            outbox = Outbox.unpack(claim.outbox)
+            if not Tail(log, "scores", "letters").has(0, outbox):
+                log.transact({0: (outbox, claim.applied)})
+            run(engine, merge_from(topics, Merge.of(claim), decoder()), size=random.randint(5, 30))
+        except Died:
+            died[place] += 1
+            continue
+        break
+    assert died
+    assert digests(store) == digests(calm_store)
+    assert dict(store.look(0).counters) == dict(calm_store.look(0).counters)
+    clocks = {"scored_at": 0}
+    for found, expected in (
+        (log.records(), calm_log.records()),
+        ([json.loads(value) for _, value in log.alerted], [json.loads(value) for _, value in calm_log.alerted]),
+        ([json.loads(value) for value in log.letters], [json.loads(value) for value in calm_log.letters]),
+    ):
+        assert [record | clocks for record in found] == [record | clocks for record in expected]
+        assert found
+
+
+def test_a_worker_whose_transactions_were_claimed_loses_the_partition_and_its_successor_emits() -> None:
+    topics = world(8, events=80)
+    store, log = MemoryStore(), Committed()
+    log.name = "n1"
+    engine = engine_on(store, log)
+    merge = start(engine, topics, "n1")
+    assert engine.process([batch for batch in [merge.take(20)] if batch]).applied
+    before = len(log.written)
+    log.owners[0] = "n2"  # claimed between our apply and our transaction
+    result = engine.process([batch for batch in [merge.take(20)] if batch])
+    assert (result.fenced, dict(result.applied), engine.owned, len(log.written)) == ([0], {}, [], before)
+    log.name = "n2"
+    claim = engine_on(store, log).assign(0, "n2")
+    outbox = Outbox.unpack(claim.outbox)
+    assert outbox.scores
+    tail = Tail(log, "scores", "letters")
+    assert not tail.has(0, outbox)
+    log.transact({0: (outbox, claim.applied)})
+    assert tail.has(0, outbox)
+    assert first_wins(log.records()) == log.records()
+
+
+def test_an_outbox_comes_back_as_it_was() -> None:
+    outbox = Outbox(
+        [{"key": "\u00e4", "value": b'{"a":1}'}],
+        [{"key": "b", "value": b"x" * 10_000}],
+        [{"key": b"\xff", "value": b""}, {"key": None, "value": b"1"}],
+    )
+    assert Outbox.unpack(outbox.pack()) == outbox
+    assert len(outbox.pack()) < 200
+    assert (Outbox().pack(), Outbox.unpack(b"")) == (b"", Outbox())
 
 
 def test_an_open_batch_is_repeated_with_its_model_and_clock() -> None:
