@@ -13,6 +13,7 @@ from bench.faults import poison
 from features.facts import TIME
 from proto.errors import Reason
 from streams.codec import Decoder, RawMessage, Records
+from streams.fuzz import APPEND_MS
 
 COUNT = 6_000
 
@@ -45,7 +46,7 @@ class Lenient(Decoder):
     def decode(self, topic: int, partition: int, messages: Sequence[RawMessage]) -> Records:
         decoded = super().decode(topic, partition, messages)
         wrong = decoded.reason == Reason.WRONG_TYPE
-        decoded.facts[wrong, TIME] = poison.APPEND_MS
+        decoded.facts[wrong, TIME] = APPEND_MS
         return replace(decoded, reason=np.where(wrong, np.uint8(Reason.ACCEPTED), decoded.reason))
 
 
