@@ -36,6 +36,7 @@ GROUPS: dict[str, Group] = {
     "dlq": Group("streams.commands.dlq", "Look at the records that could not be used, send them back."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "state": Group("streams.commands.state", "Look at what is stored of a customer."),
+    "snapshot": Group("streams.commands.snapshot", "Keep the state in files, to rebuild from."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "drift": Group("streams.commands.drift", "Whether the scores have moved."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),

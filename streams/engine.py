@@ -26,6 +26,7 @@ from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
 from streams.scores import Model, Scored, alert_records, dead_letter_record, score_records
+from streams.snapshot import Keeper
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,12 @@ class Partition:
     watermark_ms: int
     counters: dict[str, int]
     histories: Histories
+    model: str = ""  # digest of the model of the last score
+
+
+def _model(work: _Work) -> str:
+    """What the state says of models: whose the last score was. A batch without scores leaves no trace of its model in the outputs."""
+    return work.model.digest if work.counters["scores"] else work.partition.model
 
 
 @dataclass(slots=True)
@@ -175,6 +182,7 @@ class Engine:
         self.began: tuple[float, float] | None = None  # perf_counter and CPU seconds of the process at the first item
         self.parts = Parts()
         self.totals: Counter[str] = Counter()
+        self.keeper: Keeper | None = None
         self.items = 0
         self.largest_batch = 0
 
@@ -206,6 +214,7 @@ class Engine:
             watermark_ms=claim.watermark_ms,
             counters={name: claim.counters.get(name, 0) for name in COUNTERS},
             histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1)), known=claim.customers),
+            model=claim.model,
         )
         self._share_memory()
 
@@ -214,6 +223,8 @@ class Engine:
         with self._lock:
             self._reached("on_revoke")
             for number in partitions:
+                if self.keeper is not None:
+                    self.keeper.given_up(number)
                 partition = self._partitions.pop(number, None)
                 self._fenced.pop(number, None)
                 self._metrics.forget_partition(number)
@@ -403,6 +414,9 @@ class Engine:
             changes = [self._change(work) for work in works]
         self._reached("before_apply")
         with self.parts.part("apply"):
+            if self.keeper is not None:
+                for work in works:
+                    self.keeper.before_apply(work.batch.partition, work.customers)
             refused = self._store_all(changes)
         for work in works:
             batch, partition = work.batch, work.partition
@@ -412,6 +426,7 @@ class Engine:
             partition.applied = dict(batch.to)
             partition.intent = None
             partition.watermark_ms = work.watermark_ms
+            partition.model = _model(work)
             for name, count in work.counters.items():
                 partition.counters[name] += count
             left = residue(partition.counters)
@@ -431,7 +446,7 @@ class Engine:
             nonce=batch.nonce,
             former=batch.former,
             to=batch.to,
-            model=work.model.digest,
+            model=_model(work),
             watermark_ms=work.watermark_ms,
             counters=work.counters,
             customers=writes,
@@ -455,6 +470,19 @@ class Engine:
         return set()
 
     def _observe(self, batch: Batch, partition: Partition) -> None:
+        if self.keeper is not None:
+            self.keeper.applied(
+                Claim(
+                    batch.partition,
+                    partition.nonce,
+                    0,
+                    partition.applied,
+                    None,
+                    partition.model,
+                    partition.watermark_ms,
+                    dict(partition.counters),
+                )
+            )
         number = str(batch.partition)
         self.largest_batch = max(self.largest_batch, len(batch))
         self._metrics.batch.observe(len(batch))
@@ -467,6 +495,8 @@ class Engine:
 
     def _lose(self, number: int) -> None:
         self._metrics.fenced.inc()
+        if self.keeper is not None:
+            self.keeper.given_up(number)
         self._partitions.pop(number, None)
         if self._transactions is not None:
             self._transactions.revoke(number)

@@ -36,6 +36,7 @@ from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
 from streams.sink import KafkaSink, SinkSettings, Transactions, settle
+from streams.snapshot import Snapshots, Snapshotter
 from streams.state_store import StoreWatch, open_store
 from streams.topics import ALERTS, DEAD_LETTERS, SCORES
 
@@ -174,6 +175,7 @@ class Worker:
             digest_key=s.digest_key.get_secret_value().encode(),
         )
         source = KafkaLog(self._client, timeout_s=s.dependency_timeout_s)
+        snapshots = Snapshots(s.snapshot_dir, s.namespace, s.snapshot_keep) if s.snapshot_dir is not None else None
         restorer = Restorer(
             RestoreSettings(
                 inputs=inputs,
@@ -182,17 +184,25 @@ class Worker:
                 alerts=s.prefixed(ALERTS),
                 max_facts=s.max_facts_in_memory // 4,
                 largest_batch=s.batch_max_events,
+                incomplete=s.rebuild_incomplete,
             ),
             open_store(s, self._redis_url, patience_s=s.progress_timeout_s),  # of its own: it works in another thread
             source,
             decoder,
             metrics,
+            snapshots,
         )
         tail = Tail(source, s.prefixed(SCORES), s.prefixed(DEAD_LETTERS))
 
         def restore(claim: Claim, wanted: Callable[[], bool]) -> Claim:
             settle(claim, sink, tail)
             return restorer.restore(claim, wanted)
+
+        snapshotter = None
+        if snapshots is not None:
+            copying = open_store(s, self._redis_url, patience_s=s.progress_timeout_s)
+            snapshotter = engine.keeper = Snapshotter(snapshots, store, copying, s.snapshot_interval_s, metrics)
+            snapshotter.start()
 
         feeder: Feeder
         app = faust_app(

@@ -66,6 +66,12 @@ class Metrics:
             ["what"],
             registry=self.registry,
         )
+        self.snapshots = Counter(
+            "churn_snapshots", "Snapshots of partitions, by outcome: taken, failed.", ["outcome"], registry=self.registry
+        )
+        self.snapshot_time = Gauge(
+            "churn_snapshot_timestamp_seconds", "When the newest snapshot was taken by this worker.", ["partition"], registry=self.registry
+        )
         self.rebuilding = Gauge("churn_rebuilding", "1 while the state of a partition is rebuilt.", ["partition"], registry=self.registry)
         self.store_filled = Gauge(
             "churn_store_memory_ratio", "Memory in use by maxmemory of the fullest Redis server, 0 without a limit.", registry=self.registry

@@ -22,6 +22,7 @@ from streams.log import Log
 from streams.merge import Batch, Merge, Slice, placed, watermark
 from streams.metrics import Metrics, Parts
 from streams.scores import crossed, vector_hashes
+from streams.snapshot import Snapshot, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Restorer:
     log: Log
     decoder: Decoder
     metrics: Metrics = field(default_factory=Metrics)
+    snapshots: Snapshots | None = None
     parts: Parts = field(default_factory=Parts)
     _wanted: Callable[[], bool] = lambda: True
 
@@ -116,7 +118,38 @@ class Restorer:
             return claim.damaged
         if claim.fresh and outputs.ever:
             return "the store is empty, but scores were emitted"
+        if claim.fresh and self.snapshots is not None and self.snapshots.of(claim.partition):
+            return "the store is empty, but there is a snapshot"
+        for topic, name in zip(self.settings.inputs, TOPICS, strict=True):
+            # What was never begun begins where the topic does.
+            low, applied = self.log.ends(topic, claim.partition)[0], claim.applied[name]
+            if 0 <= applied < low - 1:
+                return f"{topic}[{claim.partition}] begins at {low}, what follows offset {applied} is deleted"
         return ""
+
+    def _base(self, partition: int) -> tuple[Snapshot | None, Position]:
+        """Where to rebuild from: the latest snapshot behind which every record is still there, or the beginning.
+
+        Raises InvariantBroken when records are deleted that no snapshot holds.
+        """
+        ends = [self.log.ends(topic, partition) for topic in self.settings.inputs]
+        for snapshot in self.snapshots.good(partition) if self.snapshots is not None else ():
+            stand = snapshot.stand
+            places = [stand.applied[name] for name in TOPICS]
+            if all(place < high for place, (_, high) in zip(places, ends, strict=True)) and all(
+                place >= low - 1 for place, (low, _) in zip(places, ends, strict=True)
+            ):
+                return snapshot, Position(dict(stand.applied), stand.model, stand.watermark_ms, dict(stand.counters))
+            log.error("snapshot left out: %s: it stands at %s, the topics hold %s", snapshot.path, stand.applied, ends)
+        gone = [f"{topic} begins at {low}" for topic, (low, _) in zip(self.settings.inputs, ends, strict=True) if low > 0]
+        if gone and not self.settings.incomplete:
+            where = f"in {self.snapshots.place(partition)}" if self.snapshots is not None else "(CHURN_SNAPSHOT_DIR is not set)"
+            raise InvariantBroken(
+                f"partition {partition}: its state is lost, records in between were deleted unread ({', '.join(gone)}), and there is no "
+                f"good snapshot {where}. Nothing is scored from half a history. Bring back a snapshot; or start afresh in another "
+                "namespace with `churnstream backfill` from files; or accept what is left: CHURN_REBUILD_INCOMPLETE=true"
+            )
+        return None, Position(dict.fromkeys(TOPICS, -1), "", -1, {})
 
     def _settled(self, claim: Claim, outputs: Outputs) -> Claim:
         newest = outputs.newest()
@@ -132,10 +165,17 @@ class Restorer:
         partition, nonce = claim.partition, claim.nonce
         log.warning("partition %d: its state is rebuilt: %s", partition, why)
         self.metrics.rebuilding.labels(str(partition)).set(1)
-        base = Position(dict.fromkeys(TOPICS, -1), "", -1, {})
+        snapshot, base = self._base(partition)
         self.store.begin_rebuild(partition, nonce)
         histories = Histories(max_facts=self.settings.max_facts)
         stored: set[str] = set()
+        if snapshot is not None:
+            with self.parts.part("snapshot"):
+                for some in snapshot.writes():
+                    self.go_on(partition)
+                    self.store.restore(partition, nonce, some)
+                    stored.update(write.customer for write in some)
+            log.info("partition %d: %d customers from %s", partition, len(stored), snapshot.path)
 
         def load(customers: Sequence[str]) -> list[CustomerState | None]:
             there = [customer for customer in customers if customer in stored]

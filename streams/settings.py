@@ -145,6 +145,16 @@ class Settings(BaseSettings):
     )
     progress_timeout_s: float = Field(60.0, gt=0, description="A worker with lag and no applied batch for this long exits (s).")
 
+    # Snapshots and rebuilding
+    snapshot_dir: Path | None = Field(
+        None, description="Directory that all workers share, for snapshots of the state; none = no snapshots, rebuilding needs all records."
+    )
+    snapshot_interval_s: float = Field(3_600.0, gt=0, description="How often a worker takes a snapshot of each of its partitions (s).")
+    snapshot_keep: int = Field(3, ge=1, le=1_000, description="Snapshots of a partition that are kept (count).")
+    rebuild_incomplete: bool = Field(
+        False, description="Rebuild lost state from the records that are left, though older ones are deleted and no snapshot holds them."
+    )
+
     # Scores
     fallback_probability: float = Field(0.5, ge=0, le=1, description="Probability of a score made while no model is loaded.")
     alert_hysteresis: float = Field(

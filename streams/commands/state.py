@@ -41,9 +41,13 @@ def show(
     partition = partition_of(customer, settings.partitions)
     store = open_store(settings, endpoints(settings).redis, patience_s=0)
     state = store.load(partition, [customer])[0]
+    stale = store.look(partition).rebuilding
     store.close()
+    if stale:
+        console.say(f"stale: partition {partition} is being rebuilt; what is shown may be from before, and may lack customers")
     if state is None:
-        raise ChurnError(f"nothing is stored of customer {customer!r} (partition {partition}, namespace {settings.namespace})")
+        again = "; its partition is being rebuilt: ask again later" if stale else ""
+        raise ChurnError(f"nothing is stored of customer {customer!r} (partition {partition}, namespace {settings.namespace}){again}")
     decoded = decode(state)
     shown = describe(decoded, facts)
     score, totals = shown["score"], shown["totals"]
@@ -57,7 +61,13 @@ def show(
         console.table(("feature", "value"), [(name, value) for name, value in shown["features"].items() if value is not None])
         console.table(("time", "kind", "value", "topic", "offset"), [tuple(fact.values()) for fact in shown["facts"]])
     console.result(
-        {"customer": customer, "partition": partition, "value_bytes": len(state.main) + sum(len(chunk) for chunk in state.chunks), **shown}
+        {
+            "customer": customer,
+            "partition": partition,
+            "stale": stale,
+            "value_bytes": len(state.main) + sum(len(chunk) for chunk in state.chunks),
+            **shown,
+        }
     )
 
 
