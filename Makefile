@@ -8,7 +8,7 @@ ISSUE ?=
 QUICK ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types fmt check claims bench lock
+.PHONY: help setup demo test lint types fmt check claims bench faults lock
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -63,6 +63,13 @@ check: lint types test  ## what continuous integration runs
 
 claims: setup  ## measure every figure we state; ISSUE=main-job for one issue, QUICK=1 for short runs
 	@$(BIN)/python -m bench.claims $(if $(ISSUE),--issue "$(ISSUE)") $(if $(QUICK),--quick) $(ARGS)
+
+faults: setup  ## break everything on purpose and check what is left; resumes, ROUNDS=300 SEED=1 MINUTES=30
+	$(BIN)/churnstream-faults simulate --seeds 0..$(or $(SEEDS),2000)
+	$(BIN)/churnstream-faults mutants
+	$(BIN)/churnstream-faults run --seed $(or $(SEED),1) --rounds $(or $(ROUNDS),300)
+	$(BIN)/python -m bench.fuzz
+	$(BIN)/churnstream-faults soak --minutes $(or $(MINUTES),30)
 
 bench: setup  ## throughput of one worker on a synthetic backlog
 	@$(BIN)/python -m bench.backlog $(ARGS)

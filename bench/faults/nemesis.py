@@ -81,7 +81,6 @@ class Fault:
     nodes: int = 1  # brokers
     fresh: bool = False  # needs worker processes started as in production
     clock_s: int = 0  # how far the workers' clocks may be off
-    soak: bool = True  # can be done to a deployment that goes on
     mode: str | None = None  # only in this delivery mode
     share: int = 5  # rounds of a campaign of 300
 
@@ -213,8 +212,8 @@ def weather(link: str, bad: Weather, seconds: tuple[float, float] = (0.5, 4.0), 
     return inject
 
 
-_IMPATIENT: Final = {"CHURN_KAFKA__SOCKET_TIMEOUT_MS": "3000", "CHURN_KAFKA__REQUEST_TIMEOUT_MS": "2000"}
-"""Timeouts short enough to be met in a short round."""
+IMPATIENT: Final = {"CHURN_KAFKA__SOCKET_TIMEOUT_MS": "3000"}
+"""A timeout short enough to be met in a short round."""
 
 
 def _links() -> Iterator[Fault]:
@@ -230,7 +229,7 @@ def _links() -> Iterator[Fault]:
     }
     for link in ("redis", "kafka"):
         for name, (bad, what) in kinds.items():
-            variables = _IMPATIENT if link == "kafka" else {}
+            variables = IMPATIENT if link == "kafka" else {}
             yield Fault(f"{link}_{name}", weather(link, bad), f"link to {link}: {what}", proxied=(link,), variables=variables, share=5)
         yield Fault(
             f"{link}_reset",
@@ -463,15 +462,15 @@ FAULTS: Final = {
         ),
         Fault("broker_kill", broker_kill, "broker: SIGKILL and restart", share=8),
         Fault("broker_restart", broker_restart, "broker: stopped and started", share=5),
-        Fault("broker_of_three", broker_of_three, "one of three brokers: SIGKILL", nodes=3, workers=2, feed_s=(4, 8), soak=False, share=6),
-        Fault("quorum_loss", quorum_loss, "two of three brokers frozen or killed, then back", nodes=3, feed_s=(4, 8), soak=False, share=6),
+        Fault("broker_of_three", broker_of_three, "one of three brokers: SIGKILL", nodes=3, workers=2, feed_s=(4, 8), share=6),
+        Fault("quorum_loss", quorum_loss, "two of three brokers frozen or killed, then back", nodes=3, feed_s=(4, 8), share=6),
         *_links(),
         Fault(
             "kafka_ambiguous",
             weather("kafka", Weather(swallow=(DOWN,)), (5, 8)),
             "link to kafka: answers vanish for longer than requests wait",
             proxied=("kafka",),
-            variables=_IMPATIENT,
+            variables=IMPATIENT,
         ),
         Fault(
             "kafka_narrow",

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from bench.faults import campaign, ledger
-from bench.faults.nemesis import FAULTS, Fault
+from bench.faults.nemesis import FAULTS, IMPATIENT, Fault, calm, nothing
 from bench.faults.nursery import Nursery
 from bench.faults.rounds import Crew, Feeder, Mix, Observer, Outcome, Round, Shelf, _bounds, _check, _clean, stream
 from bench.faults.servers import Ground
@@ -33,17 +33,17 @@ WORKERS: Final = 2
 
 
 def mixed() -> list[Fault]:
-    """The faults that can be done to a deployment that goes on: no special stream, no preparation."""
-    return [f for f in FAULTS.values() if f.soak and f.prepare is None and not f.holes and not f.variables.keys() - _VARIABLES.keys()]
-
-
-_VARIABLES: Final = {"CHURN_KAFKA__SOCKET_TIMEOUT_MS": "3000", "CHURN_KAFKA__REQUEST_TIMEOUT_MS": "2000"}
+    """The faults that can be done to a deployment that goes on, each way of doing harm once: no special stream, servers or preparation."""
+    fit = [
+        f for f in FAULTS.values() if f.nodes == 1 and f.prepare is None and f.stream is calm and not f.holes and f.inject is not nothing
+    ]
+    return list({fault.inject: fault for fault in reversed(fit)}.values())
 
 
 def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, home: Path) -> dict[str, Any]:
     """Soak for so long; the figures, which also go to the ledger. home: directory for servers and logs."""
     shelf = Shelf(home.parent / "models")
-    fault = Fault("soak", lambda this: None, "all mixed", workers=WORKERS, proxied=("redis", "kafka"), variables=_VARIABLES)
+    fault = Fault("soak", lambda this: None, "all mixed", workers=WORKERS, proxied=("redis", "kafka"), variables=IMPATIENT)
     count = int(minutes * 60 * per_second)
     mix = Mix(start_ms=START_MS, customers=500, span_ms=int(HORIZON_MS / (WINDOW_S * per_second)))
     with ExitStack() as stack:
