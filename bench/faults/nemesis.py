@@ -311,6 +311,16 @@ def redis_full(this: Round) -> None:
     this.mark()
 
 
+def redis_disk_full(this: Round) -> None:
+    """The append-only file cannot grow for a while."""
+    this.wait(this.random.uniform(0, 1))
+    server = this.ground.redis
+    server.limit_file(server.tail_file().stat().st_size + this.random.randrange(50_000))
+    this.wait(this.random.uniform(1, 4))
+    server.limit_file(None)
+    this.mark()
+
+
 def redis_failover(this: Round) -> None:
     """A replica that has not seen the last writes becomes the master; the old one is gone."""
     replica = this.ground.replica()
@@ -448,6 +458,7 @@ FAULTS: Final = {
         Fault("graceful", graceful, "SIGTERM under load", no_duplicates=True, expect=gracefully, share=15),
         Fault("redis_kill", redis_kill, "Redis: SIGKILL and restart", share=12),
         Fault("redis_full", redis_full, "Redis: no memory for writes", share=5),
+        Fault("redis_disk_full", redis_disk_full, "Redis: its file cannot grow", share=6),
         Fault("redis_power", redis_power, "Redis: power loss, its file ends at a random byte", rollback=True, share=15),
         Fault("redis_backup", redis_backup, "Redis: an older copy of its data is put back", rollback=True, share=8),
         Fault("redis_flushall", redis_flushall, "Redis: FLUSHALL", rollback=True, share=8),

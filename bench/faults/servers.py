@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -93,7 +94,10 @@ class Process:
     def start(self, wait: bool = True) -> None:
         """Start it and wait until it answers. Raises NotUp."""
         with self.log.open("ab") as out:
-            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            # Signals stay as Python set them: a write beyond a file size limit is then an error, as on a full disk, and not the end.
+            self.process = subprocess.Popen(
+                self.command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, restore_signals=False
+            )
         if wait:
             self.await_up()
 
@@ -161,6 +165,11 @@ class RedisServer:
     def tail_file(self) -> Path:
         """The part of the append-only file that is written now."""
         return max(self.files.glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+
+    def limit_file(self, size: int | None) -> None:
+        """From now on no file may grow beyond `size` bytes; None = no limit any more."""
+        soft = resource.RLIM_INFINITY if size is None else size
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 
     def put_back(self, backup: Path) -> None:
         """Replace the data by a copy of it made before. Only while the server is down."""
