@@ -142,7 +142,12 @@ def _containers(stack: ExitStack) -> tuple[str, str] | None:
 
     try:
         kafka = KafkaContainer("confluentinc/cp-kafka:8.1.0").with_kraft()
-        for key, value in {"AUTO_CREATE_TOPICS_ENABLE": "false", "GROUP_INITIAL_REBALANCE_DELAY_MS": "0"}.items():
+        for key, value in {
+            "AUTO_CREATE_TOPICS_ENABLE": "false",
+            "GROUP_INITIAL_REBALANCE_DELAY_MS": "0",
+            "TRANSACTION_STATE_LOG_REPLICATION_FACTOR": "1",  # the default of 3 would let no transaction begin
+            "TRANSACTION_STATE_LOG_MIN_ISR": "1",
+        }.items():
             kafka = kafka.with_env(f"KAFKA_{key}", value)
         running = stack.enter_context(kafka)
         redis = stack.enter_context(RedisContainer("redis:8.2"))
