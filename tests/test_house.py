@@ -14,6 +14,7 @@ import yaml
 
 from bench.house import ASKED_FOR, declared, importable, locked
 from streams.cli import GROUPS
+from streams.settings import Settings, variable
 from tests.conftest import ROOT, bare_environment, run_command
 
 HEAVY = ("pandas", "sklearn", "xgboost", "river", "numba", "onnxruntime", "faust", "confluent_kafka", "pyarrow", "numpy")
@@ -194,8 +195,23 @@ def test_the_compose_file_has_what_a_worker_needs() -> None:
     assert worker["command"][0] in GROUPS
     assert services["topics"]["command"] == ["topics", "create"]
     assert all(port.startswith("127.0.0.1:") for name in ("kafka", "redis") for port in services[name]["ports"])
+    assert worker["restart"] == "unless-stopped"  # a worker that cannot go on ends
+    assert int(worker["stop_grace_period"].removesuffix("s")) > 10  # in which a worker stops, or ends hard
+    dockerfile = (ROOT / "deploy/Dockerfile").read_text(encoding="utf-8")
     for service in services.values():
         assert set(service.get("depends_on", {})) <= set(services)
+        assert ":" in service["image"]
+        assert not service["image"].endswith(":latest")
+        for mount in service.get("volumes", ()):
+            volume, path = mount.split(":")
+            assert volume in compose()["volumes"]
+            # A volume of ours takes its owner from the image; without the directory there it would be root's.
+            assert "build" not in service or f" {path}" in dockerfile.partition("install --directory")[2].splitlines()[0]
+    for name in ("worker", "topics"):
+        assert set(services[name]["environment"]) <= {variable(field) for field in Settings.model_fields}
+    # Transactions and offsets on one node, as on the embedded broker.
+    for key in ("OFFSETS_TOPIC_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "TRANSACTION_STATE_LOG_MIN_ISR"):
+        assert kafka[f"KAFKA_{key}"] == "1"
 
 
 def test_the_image_copies_what_there_is() -> None:
