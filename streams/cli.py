@@ -36,6 +36,7 @@ GROUPS: dict[str, Group] = {
     "dlq": Group("streams.commands.dlq", "Look at the records that could not be used, send them back."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "state": Group("streams.commands.state", "Look at what is stored of a customer."),
+    "backfill": Group("streams.commands.backfill", "Fill empty state with history from files."),
     "snapshot": Group("streams.commands.snapshot", "Keep the state in files, to rebuild from."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "drift": Group("streams.commands.drift", "Whether the scores have moved."),

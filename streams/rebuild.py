@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -64,6 +64,53 @@ class Position:
     model: str
     watermark_ms: int
     counters: dict[str, int]
+
+
+class Draft:
+    """The state of a partition being made anew: in memory as far as it fits, the rest in the store already.
+
+    Nothing of it counts before `finish`; a worker that dies before that leaves a partition marked as being rebuilt.
+    """
+
+    def __init__(self, store: Store, partition: int, nonce: str, max_facts: int, parts: Parts | None = None) -> None:
+        self._store, self._partition, self._nonce = store, partition, nonce
+        self._parts = Parts() if parts is None else parts
+        self._dirty: dict[str, None] = {}
+        self.histories = Histories(max_facts=max_facts)
+        self.stored: set[str] = set()
+        store.begin_rebuild(partition, nonce)
+
+    def take_over(self, customers: Sequence[CustomerWrite]) -> None:
+        """Customers as they are in a snapshot, at most MAX_CUSTOMERS."""
+        self._store.restore(self._partition, self._nonce, customers)
+        self.stored.update(write.customer for write in customers)
+
+    def load(self, customers: Sequence[str]) -> list[CustomerState | None]:
+        """What is stored of customers that are not in memory."""
+        there = [customer for customer in customers if customer in self.stored]
+        found = dict(zip(there, self._store.load(self._partition, there), strict=True)) if there else {}
+        return [found.get(customer) for customer in customers]
+
+    def changed(self, customers: Iterable[str]) -> None:
+        """These were changed in memory; when that is full, everything is written and the least used forgotten."""
+        self._dirty.update(dict.fromkeys(customers))
+        if self.histories.over:
+            self.write()
+            self.histories.evict()
+
+    def write(self) -> None:
+        """Store what has changed."""
+        with self._parts.part("store"):
+            customers = list(self._dirty)
+            for first in range(0, len(customers), MAX_CUSTOMERS):
+                self._store.restore(self._partition, self._nonce, self.histories.changes(customers[first : first + MAX_CUSTOMERS]))
+        self.stored.update(customers)
+        self._dirty.clear()
+
+    def finish(self, position: Position) -> None:
+        """The state is whole and stands here."""
+        self.write()
+        self._store.finish_rebuild(self._partition, self._nonce, position.applied, position.model, position.watermark_ms, position.counters)
 
 
 @dataclass(slots=True)
@@ -141,6 +188,14 @@ class Restorer:
             ):
                 return snapshot, Position(dict(stand.applied), stand.model, stand.watermark_ms, dict(stand.counters))
             log.error("snapshot left out: %s: it stands at %s, the topics hold %s", snapshot.path, stand.applied, ends)
+        filled = self.snapshots.backfill(partition) if self.snapshots is not None else None
+        if filled is not None and not self.settings.incomplete:
+            what = (
+                "was begun and not finished: run `churnstream backfill` again"
+                if not filled
+                else "is part of its state, and no snapshot is good"
+            )
+            raise InvariantBroken(f"partition {partition}: a back-fill from files {what}; the topics alone do not hold what the files did")
         gone = [f"{topic} begins at {low}" for topic, (low, _) in zip(self.settings.inputs, ends, strict=True) if low > 0]
         if gone and not self.settings.incomplete:
             where = f"in {self.snapshots.place(partition)}" if self.snapshots is not None else "(CHURN_SNAPSHOT_DIR is not set)"
@@ -166,34 +221,16 @@ class Restorer:
         log.warning("partition %d: its state is rebuilt: %s", partition, why)
         self.metrics.rebuilding.labels(str(partition)).set(1)
         snapshot, base = self._base(partition)
-        self.store.begin_rebuild(partition, nonce)
-        histories = Histories(max_facts=self.settings.max_facts)
-        stored: set[str] = set()
+        draft = Draft(self.store, partition, nonce, self.settings.max_facts, self.parts)
         if snapshot is not None:
             with self.parts.part("snapshot"):
                 for some in snapshot.writes():
                     self.go_on(partition)
-                    self.store.restore(partition, nonce, some)
-                    stored.update(write.customer for write in some)
-            log.info("partition %d: %d customers from %s", partition, len(stored), snapshot.path)
-
-        def load(customers: Sequence[str]) -> list[CustomerState | None]:
-            there = [customer for customer in customers if customer in stored]
-            found = dict(zip(there, self.store.load(partition, there), strict=True)) if there else {}
-            return [found.get(customer) for customer in customers]
-
-        replay = _Replay(self, partition, base, histories, load, outputs, whole=outputs.complete)
+                    draft.take_over(some)
+            log.info("partition %d: %d customers from %s", partition, len(draft.stored), snapshot.path)
+        replay = _Replay(self, partition, base, draft.histories, draft.load, outputs, whole=outputs.complete)
         # The outputs of the last batch may be incomplete: it is adopted record by record once the state is stored.
         end = outputs.newest_key - 2 * self.settings.largest_batch
-        dirty: dict[str, None] = {}
-
-        def write(customers: Sequence[str]) -> None:
-            with self.parts.part("store"):
-                for first in range(0, len(customers), MAX_CUSTOMERS):
-                    writes: list[CustomerWrite] = histories.changes(customers[first : first + MAX_CUSTOMERS])
-                    self.store.restore(partition, nonce, writes)
-            stored.update(customers)
-
         began = said = time.monotonic()
         handled = 0
         for piece in outputs.after(base.applied):
@@ -201,20 +238,14 @@ class Restorer:
             for batch, block in replay.batches(kept):
                 done = replay.handle(batch, block)
                 replay.move(batch, done, block)
-                dirty.update(dict.fromkeys(done.customers))
+                draft.changed(done.customers)
                 handled += len(batch)
-                if histories.over:
-                    write(list(dirty))
-                    dirty.clear()
-                    histories.evict()
             if time.monotonic() - said > _SAY_S:
                 said = time.monotonic()
                 log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
             if len(kept) < len(piece):
                 break
-        write(list(dirty))
-        position = replay.position
-        self.store.finish_rebuild(partition, nonce, position.applied, position.model, position.watermark_ms, position.counters)
+        draft.finish(replay.position)
         self.metrics.rebuilding.labels(str(partition)).set(0)
         self.metrics.restored.labels("rebuilt").inc(handled)
         log.warning("partition %d: rebuilt from %d records in %.1f s", partition, handled, time.monotonic() - began)

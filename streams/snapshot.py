@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAGIC: Final = b"churnstream snapshot 1\n"
 SUFFIX: Final = ".snapshot"
+BACKFILL: Final = "backfill"
+"""Name of the note beside the snapshots that says whether a partition was filled from files."""
 DIGEST_BYTES: Final = 32
 PAUSE_S: Final = 0.005
 """Rest of the copying thread after every 1,000 customers: the store and the processor are there for the stream first."""
@@ -231,6 +233,20 @@ class Snapshots:
                 log.error("snapshot left out: %s: it holds %s, this version reads %s", snapshot.path, snapshot.stand.layout, LAYOUT)
                 continue
             yield snapshot
+
+    def backfill(self, partition: int) -> bool | None:
+        """Whether the partition was filled from files: None never, False begun and not finished, True done."""
+        path = self.place(partition) / BACKFILL
+        return path.read_text("ascii") == "done" if path.is_file() else None
+
+    def note_backfill(self, partition: int, *, done: bool) -> None:
+        """Remember for every later rebuild that the topics do not hold all there was."""
+        directory = self.place(partition)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f".{BACKFILL}.tmp"
+        path.write_text("done" if done else "begun", "ascii")
+        path.rename(directory / BACKFILL)
+        _sync(directory)
 
     def begin(self, partition: int) -> Writer:
         """A new one."""

@@ -1,0 +1,121 @@
+"""State lost and brought back by worker processes on real servers: from the topics, and from a snapshot when the topics are cut short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from redis import Redis
+
+from features.facts import TOPICS
+from streams.log import KafkaLog
+from tests.conftest import run_command
+from tests.e2e.test_worker import Deployment, deployment
+
+__all__ = ["deployment"]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("workers")]
+
+OUTPUTS = ("churn-scores", "churn-dead-letters", "churn-alerts")
+
+
+def ends(deployment: Deployment, topics: tuple[str, ...]) -> dict[tuple[str, int], tuple[int, int]]:
+    log = KafkaLog(deployment.client, timeout_s=10)
+    names = [(topic, partition) for topic in topics for partition in range(deployment.settings.partitions)]
+    found = {(topic, partition): log.ends(deployment.settings.prefixed(topic), partition) for topic, partition in names}
+    log.close()
+    return found
+
+
+def lose_everything(deployment: Deployment) -> None:
+    """All keys of this deployment, and of no other."""
+    lose(deployment, f"{deployment.settings.namespace}:*")
+    store = deployment.store()
+    assert all(store.look(partition).fresh for partition in range(deployment.settings.partitions))
+    store.close()
+
+
+def lose(deployment: Deployment, pattern: str) -> None:
+    with Redis.from_url(deployment.settings.redis_url.get_secret_value()) as redis:
+        for key in list(redis.scan_iter(match=pattern, count=1_000)):
+            redis.unlink(key)
+
+
+def keep_only(deployment: Deployment, below: dict[tuple[str, int], int]) -> None:
+    """What retention does: records below these offsets are gone."""
+    admin = AdminClient(deployment.client)
+    places = [TopicPartition(deployment.settings.prefixed(topic), partition, offset) for (topic, partition), offset in below.items()]
+    for future in admin.delete_records(places).values():
+        future.result(10)
+
+
+def test_an_emptied_store_is_rebuilt_and_nothing_is_emitted_again(deployment: Deployment, tmp_path: Path) -> None:
+    deployment.feed(1_500)
+    deployment.send("logins", (b"x", b"{"), (b"y", b""))
+    deployment.work()
+    states, counters, outputs = deployment.states(), deployment.handled(), ends(deployment, OUTPUTS)
+
+    # From the topics alone.
+    lose_everything(deployment)
+    deployment.work()
+    assert deployment.states() == states
+    assert deployment.handled() == counters
+    assert ends(deployment, OUTPUTS) == outputs
+
+    # A customer's key is lost: its next event finds that out, the worker ends, and the next one rebuilds.
+    store = deployment.store()
+    lose(deployment, f"{deployment.settings.namespace}:{{0}}:c:{next(iter(store.customers(0)))}")
+    store.close()
+    deployment.feed(600, seed=8, start_ms=1_700_100_000_000)
+    done = deployment.wait(deployment.start("--until-idle", "0.5"))
+    assert done.code == 1
+    assert "rebuild the partition" in done.err
+    deployment.work()
+    assert set(deployment.states()) >= set(states)
+
+    # From a snapshot, when retention has taken what came before it from every topic.
+    directory = {"CHURN_SNAPSHOT_DIR": str(tmp_path / "snapshots")}
+    environment = deployment.environment | directory
+    taken = run_command("snapshot", "take", "--json", environment=environment)
+    assert taken.code == 0, taken.err
+    at = deployment.store()
+    below = {
+        (topic, partition): max(0, offset + 1)
+        for partition in range(deployment.settings.partitions)
+        for topic, offset in at.look(partition).applied.items()
+        if topic != "customer-profiles"  # compacted: nothing is deleted by age
+    }
+    at.close()
+    deployment.feed(600, seed=9, start_ms=1_700_200_000_000)
+    deployment.work(**directory)
+    states, counters, outputs = deployment.states(), deployment.handled(), ends(deployment, OUTPUTS)
+    keep_only(deployment, below)
+    assert any(low for low, _ in ends(deployment, TOPICS).values())
+    lose_everything(deployment)
+    done = deployment.wait(deployment.start("--until-idle", "0.5"))
+    assert done.code == 1
+    assert "no good snapshot (CHURN_SNAPSHOT_DIR is not set)" in done.err
+    deployment.work(**directory)
+    assert deployment.states() == states
+    assert deployment.handled() == counters
+    assert ends(deployment, OUTPUTS) == outputs
+    verified = run_command("snapshot", "verify", "--json", environment=environment).json()
+    assert verified["damaged"] == 0
+    assert len(verified["snapshots"]) == deployment.settings.partitions
+
+
+def test_a_worker_takes_snapshots_while_it_works(deployment: Deployment, tmp_path: Path) -> None:
+    directory = {"CHURN_SNAPSHOT_DIR": str(tmp_path / "snapshots"), "CHURN_SNAPSHOT_INTERVAL_S": "0.001", "CHURN_BATCH_MAX_EVENTS": "100"}
+    deployment.feed(4_000)
+    deployment.work(**directory)
+    states, outputs = deployment.states(), ends(deployment, OUTPUTS)
+    listed = run_command("snapshot", "list", "--json", environment=deployment.environment | directory).json()["snapshots"]
+    assert {one["partition"] for one in listed}
+    assert run_command("snapshot", "verify", environment=deployment.environment | directory).code == 0
+    lose_everything(deployment)
+    done = deployment.wait(deployment.start("--until-idle", "0.5", **directory))
+    assert done.code == 0, done.err
+    assert "customers from " in done.err
+    assert deployment.states() == states
+    assert ends(deployment, OUTPUTS) == outputs
