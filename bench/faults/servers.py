@@ -250,6 +250,9 @@ class Ground:
     _exit: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Ground:
+        # Told to stop, a campaign takes its servers with it.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         shutil.rmtree(self.home, ignore_errors=True)  # a new campaign has nothing to find in the servers of a former one
         self.home.mkdir(parents=True)
         with ExitStack() as stack:
