@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from redis.exceptions import OutOfMemoryError, TimeoutError
 
+from features import redis_store
 from features.facts import TOPICS
 from features.redis_health import Health, refusal
 from features.redis_store import RedisStore
@@ -23,6 +26,7 @@ from tests.contracts.redis_servers import Proxy, RedisCluster, RedisServer, free
 pytestmark = pytest.mark.servers
 
 START: dict[str, int] = dict.fromkeys(TOPICS, -1)
+WAIT_S = 30.0
 
 
 def main(body: bytes = b"") -> bytes:
@@ -109,7 +113,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 
 
 def test_a_full_server_is_waited_for_and_answers_meanwhile(own: RedisServer) -> None:
-    with closing(RedisStore(own.url, patience_s=30)) as store, closing(own.client()) as admin:
+    with closing(RedisStore(own.url, patience_s=WAIT_S)) as store, closing(own.client()) as admin:
         writer = Writer(store, size=20_000)
         with writer.at_work():
             until(lambda: writer.done > 20, "batches are applied")
@@ -147,7 +151,7 @@ def test_a_disk_that_is_full_is_waited_for(tmp_path: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(running(own))
         admin = stack.enter_context(closing(own.client()))
-        store, store_of_the_watch = (stack.enter_context(closing(RedisStore(own.url, patience_s=patience))) for patience in (30, 0))
+        store, store_of_the_watch = (stack.enter_context(closing(RedisStore(own.url, patience_s=patience))) for patience in (WAIT_S, 0))
         writer = Writer(store, size=5_000)
         metrics = Metrics()
         watch = StoreWatch(store_of_the_watch, metrics)
@@ -172,7 +176,7 @@ def test_a_disk_that_is_full_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_too_few_replicas_are_waited_for(own: RedisServer) -> None:
-    with closing(RedisStore(own.url, patience_s=30)) as store, closing(own.client()) as admin:
+    with closing(RedisStore(own.url, patience_s=WAIT_S)) as store, closing(own.client()) as admin:
         writer = Writer(store)
         admin.config_set("min-replicas-to-write", 1)
         with writer.at_work():
@@ -183,7 +187,7 @@ def test_too_few_replicas_are_waited_for(own: RedisServer) -> None:
 
 
 def test_a_slow_server_answers_late_and_the_batch_is_in_once(own: RedisServer) -> None:
-    with closing(RedisStore(own.url, timeout_s=0.2, patience_s=30)) as store, closing(own.client()) as admin:
+    with closing(RedisStore(own.url, timeout_s=0.2, patience_s=WAIT_S)) as store, closing(own.client()) as admin:
         writer = Writer(store)
         with writer.at_work():
             for seconds, what in ((0.5, "ALL"), (1.0, "WRITE"), (0.7, "ALL")):
@@ -195,7 +199,7 @@ def test_a_slow_server_answers_late_and_the_batch_is_in_once(own: RedisServer) -
 
 
 def test_a_frozen_server_is_waited_for(own: RedisServer) -> None:
-    with closing(RedisStore(own.url, timeout_s=0.3, patience_s=30)) as store:
+    with closing(RedisStore(own.url, timeout_s=0.3, patience_s=WAIT_S)) as store:
         writer = Writer(store)
         with writer.at_work():
             until(lambda: writer.done > 20, "batches are applied")
@@ -209,7 +213,7 @@ def test_a_frozen_server_is_waited_for(own: RedisServer) -> None:
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_restarts_under_load_lose_nothing(hard: bool, own: RedisServer) -> None:
-    with closing(RedisStore(own.url, patience_s=30)) as store:
+    with closing(RedisStore(own.url, patience_s=WAIT_S)) as store:
         writer = Writer(store)
         seconds = []
         with writer.at_work():
@@ -233,7 +237,7 @@ def test_a_replica_waits_for_its_promotion(tmp_path: Path) -> None:
             stack.enter_context(running(server))
         admin = stack.enter_context(closing(replica.client()))
         proxy = stack.enter_context(closing(Proxy(primary.port)))
-        store = stack.enter_context(closing(RedisStore(f"redis://127.0.0.1:{proxy.port}", patience_s=30)))
+        store = stack.enter_context(closing(RedisStore(f"redis://127.0.0.1:{proxy.port}", timeout_s=0.5, patience_s=WAIT_S)))
         admin.replicaof("127.0.0.1", primary.port)
         writer = Writer(store)
         with writer.at_work():
@@ -260,7 +264,7 @@ def test_a_replica_promoted_without_the_tail_is_noticed_and_the_chain_goes_on_fr
             stack.enter_context(running(server))
         admin = stack.enter_context(closing(replica.client()))
         proxy = stack.enter_context(closing(Proxy(primary.port)))
-        store = stack.enter_context(closing(RedisStore(f"redis://127.0.0.1:{proxy.port}", patience_s=30)))
+        store = stack.enter_context(closing(RedisStore(f"redis://127.0.0.1:{proxy.port}", timeout_s=0.5, patience_s=WAIT_S)))
         admin.replicaof("127.0.0.1", primary.port)
         until(lambda: admin.info("replication")["master_link_status"] == "up", "the replica is linked")
         writer = Writer(store)
@@ -406,7 +410,7 @@ def test_a_failover_in_good_order_is_not_noticed(cluster: RedisCluster) -> None:
     with ExitStack() as stack:
         writers = []
         for partition in (0, 1, 2, 5):
-            store = stack.enter_context(closing(RedisStore(cluster.url, namespace="order", patience_s=30)))
+            store = stack.enter_context(closing(RedisStore(cluster.url, namespace="order", patience_s=WAIT_S)))
             writers.append(Writer(store, partition=partition))
             stack.enter_context(writers[-1].at_work())
         for primary in cluster.primaries():
@@ -426,7 +430,7 @@ def test_a_failover_in_good_order_is_not_noticed(cluster: RedisCluster) -> None:
 
 
 def test_a_primary_killed_is_replaced_and_what_it_took_along_is_noticed(cluster: RedisCluster) -> None:
-    with closing(RedisStore(cluster.url, namespace="killed", patience_s=30)) as store:
+    with closing(RedisStore(cluster.url, namespace="killed", patience_s=WAIT_S)) as store:
         writer = Writer(store)
         home = cluster.primary_of("killed:{3}:meta")
         with writer.at_work():
@@ -446,7 +450,7 @@ def test_a_primary_killed_is_replaced_and_what_it_took_along_is_noticed(cluster:
 
 
 def test_a_whole_cluster_that_restarts_is_waited_for(cluster: RedisCluster) -> None:
-    with closing(RedisStore(cluster.url, namespace="restart", patience_s=30)) as store:
+    with closing(RedisStore(cluster.url, namespace="restart", patience_s=WAIT_S)) as store:
         writers = [Writer(store, partition=partition) for partition in (0, 1, 2)]
         for node in cluster.nodes:
             node.stop(hard=True)
@@ -492,3 +496,112 @@ def test_an_address_that_is_no_cluster_or_one_of_a_cluster_says_what_to_write(ow
     ):
         store.claim(3, "n1")
     assert "geheim" not in str(raised.value)
+
+
+def test_a_user_with_few_rights_is_enough_on_a_cluster(cluster: RedisCluster) -> None:
+    rights = "+fcall +fcall_ro +hget +hmget +hset +hdel +hincrby +hgetall +get +mget +set +mset +append +strlen +exists +del +unlink"
+    rights += " +scan +info +cluster|slots +client|setname +client|setinfo"
+    with closing(RedisStore(cluster.url, namespace="few")) as store:
+        store.claim(3, "admin")  # the library is loaded by a user who may
+    for node in cluster.nodes:
+        with closing(node.client()) as admin:
+            admin.execute_command("ACL", "SETUSER", "churn", "reset", "on", ">geheim", "~few:*", *rights.split())
+    with closing(RedisStore(cluster.url.replace("://", "://churn:geheim@"), namespace="few")) as store:
+        for partition in range(8):
+            store.claim(partition, "n1")
+            store.begin_rebuild(partition, "n1")
+            store.restore(partition, "n1", batch(START).customers)
+            store.finish_rebuild(partition, "n1", START, "", -1, {})
+            store.apply([batch(START, partition=partition)])
+        assert store.health()[0].version
+    with closing(RedisStore(cluster.url.replace("://", "://churn:falsch@"), namespace="few")) as store:
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="refuses this user") as raised:
+            store.claim(3, "n1")
+        assert time.monotonic() - began < 1
+        assert "falsch" not in str(raised.value)
+
+
+# -- faults planted in our side: the tests above must see each of them
+
+
+def _without(texts: tuple[str, ...], text: str) -> tuple[str, ...]:
+    return tuple(kept for kept in texts if kept != text)
+
+
+FAULTS: dict[str, tuple[str, object, str]] = {
+    "a full server taken for a broken one": (
+        "features.redis_store._PASSING",
+        tuple(kind for kind in redis_store._PASSING if kind is not OutOfMemoryError),
+        "test_a_full_server_is_waited_for_and_answers_meanwhile",
+    ),
+    "a full disk taken for a broken server": (
+        "features.redis_store._PASSING_TEXTS",
+        _without(redis_store._PASSING_TEXTS, "MISCONF"),
+        "test_a_disk_that_is_full_is_waited_for",
+    ),
+    "missing replicas taken for a broken server": (
+        "features.redis_store._PASSING_TEXTS",
+        _without(redis_store._PASSING_TEXTS, "NOREPLICAS"),
+        "test_too_few_replicas_are_waited_for",
+    ),
+    "a timeout taken for a broken server": (
+        "features.redis_store._PASSING",
+        tuple(kind for kind in redis_store._PASSING if kind is not TimeoutError),
+        "test_a_slow_server_answers_late_and_the_batch_is_in_once",
+    ),
+    "any version trusted": (
+        "features.redis_store.refusal",
+        lambda health, oldest: "",
+        "test_the_version_is_looked_at_before_anything_is_claimed",
+    ),
+    "a store that went back taken for another writer": (
+        "features.redis_store.broken",
+        lambda partition, former, stored: ChainBroken("another writer"),
+        "test_a_store_emptied_under_a_worker_takes_nothing_from_it",
+    ),
+    "never warned": ("streams.state_store.FULL", 2.0, "test_a_server_that_fills_up_is_said_once_and_measured"),
+    "where keys live asked once for all": (
+        "features.redis_nodes._Cluster.forget",
+        lambda self: None,
+        "test_a_failover_in_good_order_is_not_noticed",
+    ),
+    "functions on one primary only": (
+        "features.redis_nodes._Cluster.primaries",
+        lambda self: [self._at(self._known()[0][2])],
+        "test_one_round_trip_applies_batches_of_partitions_on_all_nodes",
+    ),
+    "any node of a cluster asked": (
+        "features.redis_nodes._Cluster.of",
+        lambda self, key: self._at(self._known()[0][2]),
+        "test_one_round_trip_applies_batches_of_partitions_on_all_nodes",
+    ),
+}
+"""What is replaced, by what, and the test that must fail."""
+
+
+def _run(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fault: Callable[[], None]) -> None:
+    """One of the tests above with less patience, and with a fault planted once its servers are up."""
+    monkeypatch.setattr("tests.contracts.test_brownouts.WAIT_S", 3.0)
+    monkeypatch.setattr("tests.contracts.redis_servers.PATIENCE_S", 6.0)
+    test = globals()[name]
+    arguments = {parameter: request.getfixturevalue(parameter) for parameter in inspect.signature(test).parameters}
+    if isinstance(found := arguments.get("cluster"), RedisCluster):
+        for client in found.clients():
+            with closing(client):
+                client.function_flush()
+                client.flushall()
+    fault()
+    test(**arguments)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_ours_turns_a_test_red(fault: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, wrong, name = FAULTS[fault]
+    with pytest.raises((AssertionError, ChurnError, pytest.fail.Exception)):
+        _run(name, request, monkeypatch, lambda: monkeypatch.setattr(target, wrong))
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for _, _, name in FAULTS.values()))
+def test_without_a_fault_the_same_test_is_green(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(name, request, monkeypatch, lambda: None)
