@@ -60,12 +60,14 @@ class ScoreRecord(_Record):
     threshold_version: str
     model_name: str
     model_version: str
-    model_digest: str = Field(description="sha256 of the manifest, hexadecimal; empty for a fallback.")
+    model_digest: str = Field(description="sha256 of the manifest, hexadecimal; empty when there was no model.")
     layout_hash: str
     vector_hash: str = Field(description="blake2b-128 of the vector's little-endian float32 bytes, hexadecimal.")
     cause: Literal["event"]
     late: bool = Field(description="event_time lies before the customer's newest.")
-    fallback: bool = Field(description="Made without a model.")
+    fallback: bool = Field(
+        description="Made without a model; or the model that is named failed on this vector: probability and band are the fallback's."
+    )
     supersedes: str | None = Field(description="score_id this one corrects; null here.")
     reasons: list[ScoreReason] = Field(description="Strongest first; empty where the band is low and has not moved.")
     reasons_method: Literal["treeshap", "saabas"]

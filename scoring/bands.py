@@ -17,11 +17,12 @@ HIGH: Final = BANDS.index("high")
 
 
 def bands(probability: npt.NDArray[np.floating], thresholds: Thresholds) -> npt.NDArray[np.uint8]:
-    """Band code of each probability, uint8 of the same shape. An edge belongs to the higher band."""
+    """Band code of each probability, uint8 of the same shape. An edge belongs to the higher band; NaN is UNKNOWN."""
     # In float64, where every float32 probability is exact: one comparison for every reader of the score.
     edges = np.array([thresholds.medium, thresholds.high])
     codes = np.array([LOW, MEDIUM, HIGH], np.uint8)
-    return codes[np.searchsorted(edges, probability.astype(np.float64), side="right")]
+    found = codes[np.searchsorted(edges, probability.astype(np.float64), side="right")]
+    return np.where(np.isnan(probability), np.uint8(UNKNOWN), found)
 
 
 def floors(edges: Sequence[float], hysteresis: float) -> npt.NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Vectors to probabilities: a published model, checked again on this machine before its first score."""
 
+import logging
 from typing import Final
 
 import numpy as np
@@ -11,6 +12,8 @@ from models.session import Session, Vectors
 from proto.errors import ArtifactRejected
 from scoring.bands import LOW, UNKNOWN, bands
 from scoring.reasons import Money, Reason, Reasons
+
+log = logging.getLogger(__name__)
 
 GOLDEN_TOLERANCE: Final = 1e-6
 """Between machines: the C library's exp may differ in the last bit, the sums of leaves do not."""
@@ -52,8 +55,24 @@ class Scorer:
             raise ArtifactRejected(f"model {self.digest[:12]} refused: {dependent} golden rows depend on the size of their batch")
 
     def score(self, vectors: Vectors) -> Vectors:
-        """Calibrated probability of churn, float32 of shape (k,), for float32 vectors of shape (k, N_FEATURES)."""
-        return self._session.probabilities(vectors)
+        """Calibrated probability of churn, float32 of shape (k,), for float32 vectors of shape (k, N_FEATURES).
+
+        NaN where the model fails on a vector: an error of the runtime, or no probability. The other rows are not touched by it.
+        """
+        try:
+            probability = self._session.probabilities(vectors)
+        except Exception as error:  # the runtime has no common class
+            log.error("model %s failed on a batch of %d, tried row by row: %s", self.digest[:12], len(vectors), error)
+            probability = np.array([self._one(vectors[i : i + 1]) for i in range(len(vectors))], np.float32)
+        sound = (probability >= 0) & (probability <= 1)
+        return probability if sound.all() else np.where(sound, probability, np.float32(np.nan))
+
+    def _one(self, vector: Vectors) -> float:
+        try:
+            return float(self._session.probabilities(vector)[0])
+        except Exception as error:  # as above
+            log.error("model %s failed on a vector: %s", self.digest[:12], error)
+            return np.nan
 
     def bands(self, probability: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """Band codes (scoring.bands.Band), uint8 of shape (k,)."""
@@ -62,10 +81,11 @@ class Scorer:
     def reasons(self, vectors: Vectors, band: npt.NDArray[np.uint8], former: npt.NDArray[np.uint8], top: int = 3) -> list[bytes]:
         """Per score its `top` reasons as JSON, strongest first; b"[]" where the band is low and has not moved.
 
-        former: the band each score replaces, UNKNOWN when there was none. Nothing else is explained, since nobody acts on it.
+        former: the band each score replaces, UNKNOWN when there was none. Nothing else is explained, since nobody acts on it;
+        nor is a score of band UNKNOWN, which no model gave.
         """
         moved = (band != former) & (former != UNKNOWN)
-        wanted = np.flatnonzero((band != LOW) | moved)
+        wanted = np.flatnonzero((band != UNKNOWN) & ((band != LOW) | moved))
         found = [b"[]"] * len(vectors)
         for row, reasons in zip(wanted.tolist(), self._reasons.top(vectors[wanted], top), strict=True):
             found[row] = orjson.dumps(reasons)

@@ -25,7 +25,7 @@ from scoring.bands import floors
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
-from streams.scores import Model, Scored, alert_records, dead_letter_record, score_records
+from streams.scores import Model, Scored, alert_records, dead_letter_record, judged, score_records
 from streams.snapshot import Keeper
 
 log = logging.getLogger(__name__)
@@ -336,8 +336,7 @@ class Engine:
         rows = step.rows
         scored_customers = customers if len(rows) == len(customers) else [customers[i] for i in rows.tolist()]
         with part("onnx"):
-            probability = model.score(step.vectors)
-            band = model.bands(probability)
+            probability, band = judged(model, self._models.by_digest(""), step.vectors)
             edges = floors(model.edges, self._settings.alert_hysteresis)
             noted = histories.note_scores(scored_customers, probability, band, step.at[rows], edges)
         with part("reasons"):
@@ -366,8 +365,7 @@ class Engine:
         work.counters = self._count(batch, outcome)
         self._metrics.alerts.inc(len(alerts))
         self._metrics.late.inc(int(np.count_nonzero(step.late[rows])))
-        if model.fallback:
-            self._metrics.fallbacks.inc(len(rows))
+        self._metrics.fallbacks.inc(len(rows) - int(np.count_nonzero(band)))
 
     def _queue(self, sink: Sink, work: _Work) -> None:
         partition, outputs = work.batch.partition, work.outputs

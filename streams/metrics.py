@@ -54,7 +54,9 @@ class Metrics:
         self.unconverted = Counter(
             "churn_amounts_unconverted", "Amounts left out for want of a rate; their events are counted.", registry=self.registry
         )
-        self.fallbacks = Counter("churn_fallback_scores", "Scores made without a model.", registry=self.registry)
+        self.fallbacks = Counter(
+            "churn_fallback_scores", "Scores made without a model, or where it failed on the vector.", registry=self.registry
+        )
         self.fenced = Counter("churn_batches_fenced", "Batches refused because another worker owns the partition.", registry=self.registry)
         self.resent = Counter("churn_batches_resent", "Items sent again because Faust cleared its queue.", registry=self.registry)
         self.restored = Counter(

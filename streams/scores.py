@@ -46,11 +46,11 @@ class Model(Protocol):
     def reasons_method(self) -> str: ...
 
     def score(self, vectors: FloatArray) -> FloatArray:
-        """Probabilities, shape (k,)."""
+        """Probabilities, shape (k,); NaN where it fails on a vector."""
         ...
 
     def bands(self, probability: FloatArray) -> ByteArray:
-        """Band codes, shape (k,), positions in proto.scores.BANDS."""
+        """Band codes, shape (k,), positions in proto.scores.BANDS; "unknown" of NaN."""
         ...
 
     def reasons(self, vectors: FloatArray, band: ByteArray, former: ByteArray, top: int) -> list[bytes]:
@@ -74,6 +74,17 @@ class Scored:
     reasons: Sequence[bytes]
 
 
+def judged(model: Model, fallback: Model, vectors: FloatArray) -> tuple[FloatArray, ByteArray]:
+    """Probability and band of each vector. Where the model fails the fallback's, whose band says so: one row costs no batch."""
+    probability = model.score(vectors)
+    band = model.bands(probability)
+    failed = np.isnan(probability)
+    if failed.any():
+        probability = np.where(failed, fallback.score(vectors), probability)
+        band = np.where(failed, fallback.bands(probability), band)
+    return probability, band
+
+
 def vector_hashes(vectors: FloatArray) -> list[str]:
     """blake2b-128 of each row's float32 little-endian bytes, in hex."""
     data = np.ascontiguousarray(vectors, "<f4").tobytes()
@@ -84,13 +95,14 @@ def vector_hashes(vectors: FloatArray) -> list[str]:
 _HEAD: Final = (
     b'{"score_id":"%%b-%d-%%d","customer_id":%%b,"event_id":%%b,"event_time":%%d,"at":%%d,"scored_at":%d,"probability":%%.17g,"band":"%%b","alert_band":"%%b",'
     b'"threshold_version":%b,"model_name":%b,"model_version":%b,"model_digest":%b,"layout_hash":"%b","vector_hash":"%%b","cause":"event",'
-    b'"late":%%b,"fallback":%b,"supersedes":null,"reasons":%%b,"reasons_method":%b,"source":{"topic":"%%b","partition":%d,"offset":%%d},'
+    b'"late":%%b,"fallback":%%b,"supersedes":null,"reasons":%%b,"reasons_method":%b,"source":{"topic":"%%b","partition":%d,"offset":%%d},'
     b'"cut":{%b},"schema_version":%d}'
 )
 _CUT: Final = b",".join(b'"%b":%%d' % name.encode() for name in TOPICS)
 _TOPIC_BYTES: Final = tuple(name.encode() for name in TOPICS)
 _BAND_BYTES: Final = tuple(band.encode() for band in BANDS)
 _LOW: Final = BANDS.index("low")
+_UNKNOWN: Final = BANDS.index("unknown")
 _BOOL_BYTES: Final = (b"false", b"true")
 
 
@@ -105,7 +117,6 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
         text(model.version).replace(b"%", b"%%"),
         text(model.digest).replace(b"%", b"%%"),
         LAYOUT_HASH.encode(),
-        _BOOL_BYTES[model.fallback],
         text(model.reasons_method).replace(b"%", b"%%"),
         batch.partition,
         _CUT,
@@ -131,6 +142,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
                 _BAND_BYTES[alert],
                 digest,
                 _BOOL_BYTES[late],
+                _BOOL_BYTES[band == _UNKNOWN],
                 reasons,
                 topic,
                 offset,

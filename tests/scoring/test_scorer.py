@@ -5,9 +5,10 @@ import pytest
 
 from features.catalog import LAYOUT_HASH, N_FEATURES
 from models.artifact import Thresholds, unpack
+from models.session import Session, Vectors
 from proto.errors import ArtifactRejected
 from proto.scores import BANDS
-from scoring.bands import bands
+from scoring.bands import HIGH, UNKNOWN, bands
 from scoring.fallback import Fallback
 from scoring.scorer import Scorer, load
 from tests.models.small import repacked, small
@@ -75,3 +76,35 @@ def test_scorer_and_fallback_have_one_surface() -> None:
     surface = {"score", "bands", "reasons", "digest", "name", "version", "threshold_version", "layout_hash", "fallback", "reasons_method"}
     assert surface <= set(dir(Scorer(unpack(small().envelope))))
     assert surface <= set(dir(Fallback(0.5)))
+
+
+class FailsOn(Session):
+    """A runtime that fails on vectors whose first feature is 777: by an error, or with a number that is no probability."""
+
+    def __init__(self, graph: bytes, answer: float | None) -> None:
+        super().__init__(graph)
+        self.answer = answer
+
+    def probabilities(self, vectors: Vectors) -> Vectors:
+        bad = vectors[:, 0] == 777
+        if bad.any() and self.answer is None:
+            raise RuntimeError("the operator failed")
+        return np.where(bad, np.float32(self.answer or 0), super().probabilities(vectors))
+
+
+@pytest.mark.parametrize("answer", [None, np.nan, np.inf, -np.inf, 1.0000001, -0.1])
+def test_a_model_that_fails_on_a_vector_still_scores_the_others_bit_for_bit(answer: float | None) -> None:
+    model = small()
+    scorer = Scorer(unpack(model.envelope))
+    whole = scorer.score(model.x[:50])
+    x = model.x[:50].copy()
+    x[[3, 49], 0] = 777
+    scorer._session = FailsOn(model.onnx, answer)
+    found = scorer.score(x)
+    assert np.flatnonzero(np.isnan(found)).tolist() == [3, 49]
+    rest = np.delete(np.arange(50), [3, 49])
+    assert found[rest].tobytes() == whole[rest].tobytes()
+    band = scorer.bands(found)
+    assert np.flatnonzero(band == UNKNOWN).tolist() == [3, 49]
+    reasons = scorer.reasons(x, band, np.full(50, HIGH, np.uint8))
+    assert reasons[3] == reasons[49] == b"[]"
