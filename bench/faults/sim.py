@@ -19,7 +19,17 @@ from bench.faults.sim_broker import Broker
 from bench.faults.sim_check import Output, check_partition, inputs_of, read
 from bench.faults.sim_redis import Broken, ModelRedis
 from bench.faults.sim_schedule import Scheduler
-from bench.faults.sim_worker import ALERTS, DEAD_LETTERS, SCORES, Process, World, clients_of_the_simulation, decoder, models
+from bench.faults.sim_worker import (
+    ALERTS,
+    DEAD_LETTERS,
+    SCORES,
+    Process,
+    World,
+    clients_of_the_simulation,
+    decoder,
+    foreign_model,
+    models,
+)
 from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, size_of
 from features.facts import TOPICS
 from proto.errors import Reason
@@ -146,6 +156,7 @@ class Run:
             self._redis_away,
             self._broker_away,
             self._switch_model,
+            self._offer_foreign_model,
         )
 
     def _note(self, fault: str) -> None:
@@ -225,6 +236,11 @@ class Run:
                 process.shelf.now = model
 
             self.schedule.at(self.random.choice([0, 10, 500]), switch)
+
+    def _offer_foreign_model(self) -> None:
+        if (process := self._some()) is not None:
+            self._note("model of another layout published")
+            process.shelf.foreign = foreign_model()
 
     # -- keeping it going
 

@@ -29,7 +29,7 @@ from streams.merge import Batch
 from streams.metrics import Metrics
 from streams.scores import Model
 from streams.sink import KafkaSink, SinkSettings
-from tests.models.small import small
+from tests.models.small import repacked, small
 
 SCORES: Final = "churn-scores"
 DEAD_LETTERS: Final = "churn-dead-letters"
@@ -44,6 +44,15 @@ def models() -> dict[str, Model]:
     """The fallback and two published models, by digest."""
     made: list[Model] = [Fallback(0.5), *(load(small(12, 3, seed).envelope) for seed in (0, 1))]
     return {model.digest: model for model in made}
+
+
+@cache
+def foreign_model() -> Model | None:
+    """A model made for another feature layout, as the gates let it through: None, since they must not."""
+    try:
+        return load(repacked(layout_hash="0" * 32))
+    except ArtifactRejected:
+        return None
 
 
 @cache
@@ -62,9 +71,10 @@ class Shelf:
     """The models a process knows and the one in force; each process learns of a switch in its own time."""
 
     now: str = ""
+    foreign: Model | None = None
 
     def current(self) -> Model:
-        return models()[self.now]
+        return self.foreign or models()[self.now]
 
     def by_digest(self, digest: str) -> Model:
         if digest not in models():

@@ -1,0 +1,283 @@
+"""Deliberately broken builds: the campaign has to catch each of them, or it proves nothing.
+
+    churnstream-faults mutants --json
+    churnstream-faults mutants --only M2,M8
+
+A mutant is an edit of the product's sources that has to fit exactly once, so one that no longer fits fails here instead of
+quietly being tested no more. It is planted into a copy of the package concerned; the simulation (or a small check of its own,
+where the fault lives outside of what is simulated) runs against the copy, and must turn red within a bounded number of seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from time import perf_counter
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SEEDS: Final = 2_000
+"""No mutant may survive so many seeds."""
+TIMEOUT_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """file below the root; text as it is; text with the fault."""
+
+    file: str
+    text: str
+    wrong: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """name: number in the list of mutants; what is broken; the invariants that may show it; check: a module run instead of the simulation."""
+
+    name: str
+    what: str
+    edits: tuple[Edit, ...]
+    shows: frozenset[str]
+    check: str = ""
+
+
+def mutant(name: str, what: str, *edits: Edit, shows: set[str], check: str = "") -> Mutant:
+    return Mutant(name, what, edits, frozenset(shows), check)
+
+
+ENGINE, INGEST, MERGE, STORE = "streams/engine.py", "streams/ingest.py", "streams/merge.py", "features/memory_store.py"
+
+MUTANTS: Final = (
+    mutant(
+        "M1",
+        "the offsets are stored by a second command",
+        Edit(
+            STORE,
+            "        for name, count in batch.counters.items():\n            meta.counters",
+            "        if not batch.nonce.startswith('second '):\n            return None\n"
+            "        for name, count in batch.counters.items():\n            meta.counters",
+        ),
+        Edit(
+            STORE,
+            "found, meta = self._batch(batch.partition, batch.nonce,",
+            "found, meta = self._batch(batch.partition, batch.nonce[-32:],",
+        ),
+        Edit(
+            "bench/faults/sim_redis.py",
+            '        self._server.call(self._host, "apply", batches[0].partition if batches else -1, work)',
+            '        self._server.call(self._host, "apply", batches[0].partition if batches else -1, lambda: self._server.store.apply(batches))\n'
+            '        batches = [replace(batch, nonce="second " + batch.nonce, customers=()) for batch in batches]\n'
+            '        self._server.call(self._host, "second apply", batches[0].partition if batches else -1, work)',
+        ),
+        Edit(
+            "bench/faults/sim_redis.py",
+            'self._accepted("apply", batch.partition, batch.nonce,',
+            'self._accepted("apply", batch.partition, batch.nonce[-32:],',
+        ),
+        Edit(
+            "bench/faults/sim_redis.py",
+            "from dataclasses import dataclass, field, fields, is_dataclass",
+            "from dataclasses import dataclass, field, fields, is_dataclass, replace",
+        ),
+        shows={"I1", "I2", "I3", "I4", "I9"},
+    ),
+    mutant(
+        "M2",
+        "the store does not look at the nonce",
+        Edit(STORE, "        if found.meta.owner != nonce:\n            raise fenced(partition)\n", ""),
+        shows={"I6"},
+    ),
+    mutant(
+        "M3",
+        "offsets are committed when a batch is taken, and work begins where they stand",
+        Edit(
+            INGEST,
+            "        self._drained.set()\n        return [",
+            "        self._drained.set()\n        self.applied({batch.partition: batch.to for batch in taken if batch is not None})\n        return [",
+        ),
+        Edit(
+            INGEST,
+            "            claim = self.owner.assign(partition, nonce)\n",
+            "            claim = self.owner.assign(partition, nonce)\n"
+            "            places = consumer.committed([TopicPartition(topic, partition) for topic in s.topics])\n"
+            "            told = {name: max(claim.applied[name], place.offset - 1) for name, place in zip(TOPICS, places, strict=True)}\n"
+            "            claim = __import__('dataclasses').replace(claim, applied=told)\n"
+            "            self.owner.restored(claim)  # type: ignore[attr-defined]\n",
+        ),
+        shows={"I1", "I3", "I7"},
+    ),
+    mutant(
+        "M5",
+        "records that cannot be read are skipped without a dead letter",
+        Edit(
+            ENGINE,
+            "            letters = self._dead_letters(batch, outcome)\n",
+            "            letters = self._dead_letters(batch, outcome)[:0]\n",
+        ),
+        shows={"I1"},
+    ),
+    mutant(
+        "M6",
+        "windows end at the wall clock",
+        Edit(
+            ENGINE,
+            "        rows = step.rows\n",
+            "        rows = step.rows\n"
+            "        step.vectors[:] = histories.vectors_at([customers[i] for i in rows.tolist()], self._clock_ms())\n",
+        ),
+        shows={"I4"},
+    ),
+    mutant(
+        "M7",
+        "sums of money in floating point",
+        Edit(
+            "features/aggregate.py",
+            "rows[r, ADDS[k, 1]] += contribution(facts, i, ADDS[k, 2])",
+            "rows[r, ADDS[k, 1]] = np.int64(np.float64(rows[r, ADDS[k, 1]]) + np.float64(contribution(facts, i, ADDS[k, 2])))",
+        ),
+        shows={"I3", "I4"},
+    ),
+    mutant(
+        "M8",
+        "state is applied before the outputs are acknowledged",
+        Edit(ENGINE, "                self._sink.flush()\n", "                pass\n"),
+        shows={"I1", "I2"},
+    ),
+    mutant(
+        "M9",
+        "a model is taken into service whatever feature layout it was made for",
+        Edit(
+            "models/artifact.py", "    if manifest.layout_hash != layout_hash:\n", "    if manifest.layout_hash != layout_hash and False:\n"
+        ),
+        shows={"I4"},
+    ),
+    mutant(
+        "M10",
+        "what is buffered survives a revocation and is used after the next assignment",
+        Edit(
+            INGEST,
+            "            for partition in partitions:\n                self._merges.pop(partition, None)\n",
+            "            for partition in partitions:\n",
+        ),
+        Edit(
+            INGEST,
+            "            for buffer, topic in zip(merge.buffers, s.topics, strict=True):\n",
+            "            merge = self._merges.get(partition, merge)\n"
+            "            merge.nonce = nonce\n"
+            "            for buffer, topic in zip(merge.buffers, s.topics, strict=True):\n",
+        ),
+        shows={"I1", "I2", "I3", "I7"},
+    ),
+    mutant(
+        "M11",
+        "offsets are counted on by one per record, as if there were no holes",
+        Edit(
+            MERGE,
+            "                reached[TOPICS[buffer.topic]] = int(facts[topic == buffer.topic, OFFSET][-1])\n",
+            "                reached[TOPICS[buffer.topic]] += count\n",
+        ),
+        shows={"I1", "I2", "I3", "I5", "I7", "I9"},
+    ),
+)
+
+
+def plant(what: Mutant, into: Path) -> None:
+    """A copy of the packages concerned with the fault in it. Raises ValueError when an edit does not fit exactly once."""
+    for file in sorted({edit.file for edit in what.edits}):
+        package = file.split("/", 1)[0]
+        if not (into / package).exists():
+            copytree(ROOT / package, into / package, ignore=ignore_patterns("__pycache__"))
+        path = into / file
+        source = path.read_text("utf-8")
+        for edit in what.edits:
+            if edit.file == file:
+                if source.count(edit.text) != 1:
+                    raise ValueError(
+                        f"{what.name}: {edit.text!r} stands {source.count(edit.text)} times in {file}, the mutant no longer fits"
+                    )
+                source = source.replace(edit.text, edit.wrong)
+        path.write_text(source, "utf-8")
+
+
+def caught(what: Mutant, seeds: int) -> dict[str, Any]:
+    """Run the simulation (or the mutant's own check) against the copy until something turns red."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
+        copy = Path(directory)
+        plant(what, copy)
+        began = perf_counter()
+        command = [sys.executable, "-m", "bench.faults.cli", "simulate", "--seeds", f"0..{seeds}", "--stop", "--json"]
+        if what.check:
+            command = [sys.executable, "-m", what.check]
+        environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"}
+        if (copy / "features").exists() and not _same_kernels(copy):
+            environment["CHURN_DATA_DIR"] = str(copy / "data")
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        lines = done.stdout.splitlines()
+        try:
+            report = json.loads(lines[-1])
+        except (IndexError, ValueError):
+            raise RuntimeError(f"{what.name}: no report: {done.stderr[-2_000:]}") from None
+        violation = report.get("first_violation")
+        invariant = violation["invariant"] if violation else ""
+        return {
+            "mutant": what.name,
+            "what": what.what,
+            "caught": invariant in what.shows,
+            "invariant": invariant,
+            "seed": violation["seed"] if violation else None,
+            "seeds": report["seeds"],
+            "seconds": round(perf_counter() - began, 1),
+            "said": violation["what"][:300] if violation else "",
+        }
+
+
+def _same_kernels(copy: Path) -> bool:
+    """Whether no compiled source was edited, so that the machine code at hand still fits (Numba's cache goes by path all the same)."""
+    return False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `mutants`."""
+    parser.add_argument("--only", default="", metavar="M1,M2", help="these alone")
+    parser.add_argument(
+        "--max-seeds", type=int, default=SEEDS, metavar="N", help=f"a mutant that survives so many is not caught (default {SEEDS})"
+    )
+    parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run `mutants`; 1 when one was not caught."""
+    chosen = [what for what in MUTANTS if not arguments.only or what.name in arguments.only.split(",")]
+    results = []
+    for what in chosen:
+        result = caught(what, arguments.max_seeds)
+        results.append(result)
+        words = (
+            f"{result['invariant']} at seed {result['seed']}"
+            if result["caught"]
+            else f"NOT CAUGHT ({result['invariant'] or 'nothing'} turned red)"
+        )
+        print(f"{what.name:4} {words:32} {result['seconds']:6} s  {what.what}", file=sys.stderr)
+    report = summary(results)
+    if arguments.json:
+        print(json.dumps(report))
+    return int(report["caught"] < report["mutants"])
+
+
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a run."""
+    return {
+        "mutants": len(results),
+        "caught": sum(result["caught"] for result in results),
+        "not_caught": [result["mutant"] for result in results if not result["caught"]],
+        "seconds": round(sum(result["seconds"] for result in results), 1),
+        "results": results,
+    }
