@@ -27,6 +27,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 SEEDS: Final = 2_000
 """No mutant may survive so many seeds."""
 TIMEOUT_S: Final = 600
+COMPILED: Final = "from features.compiled import"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """name: number in the list of mutants; what is broken; the invariants that may show it; check: a module run instead of the simulation."""
+    """name: number in the list of mutants; what is broken; which invariants may show it; check: module to run instead of the simulation."""
 
     name: str
     what: str
@@ -53,47 +54,36 @@ def mutant(name: str, what: str, *edits: Edit, shows: set[str], check: str = "")
     return Mutant(name, what, edits, frozenset(shows), check)
 
 
-ENGINE, INGEST, MERGE, STORE = "streams/engine.py", "streams/ingest.py", "streams/merge.py", "features/memory_store.py"
+ENGINE, INGEST, MERGE = "streams/engine.py", "streams/ingest.py", "streams/merge.py"
+STORE, WIRE = "features/memory_store.py", "bench/faults/sim_redis.py"
+FIRST_ENDS_HERE: Final = """\
+        if not batch.counters:
+            return None
+        for name, count in batch.counters.items():
+"""
+TWO_COMMANDS: Final = """\
+        from dataclasses import replace
+
+        def first() -> None:
+            self._server.store.apply([replace(batch, counters={}) for batch in batches])
+
+        self._server.call(self._host, "apply states", batches[0].partition, first)
+        batches = [replace(batch, customers=()) for batch in batches]
+"""
 
 MUTANTS: Final = (
     mutant(
         "M1",
         "the offsets are stored by a second command",
-        Edit(
-            STORE,
-            "        for name, count in batch.counters.items():\n            meta.counters",
-            "        if not batch.nonce.startswith('second '):\n            return None\n"
-            "        for name, count in batch.counters.items():\n            meta.counters",
-        ),
-        Edit(
-            STORE,
-            "found, meta = self._batch(batch.partition, batch.nonce,",
-            "found, meta = self._batch(batch.partition, batch.nonce[-32:],",
-        ),
-        Edit(
-            "bench/faults/sim_redis.py",
-            '        self._server.call(self._host, "apply", batches[0].partition if batches else -1, work)',
-            '        self._server.call(self._host, "apply", batches[0].partition if batches else -1, lambda: self._server.store.apply(batches))\n'
-            '        batches = [replace(batch, nonce="second " + batch.nonce, customers=()) for batch in batches]\n'
-            '        self._server.call(self._host, "second apply", batches[0].partition if batches else -1, work)',
-        ),
-        Edit(
-            "bench/faults/sim_redis.py",
-            'self._accepted("apply", batch.partition, batch.nonce,',
-            'self._accepted("apply", batch.partition, batch.nonce[-32:],',
-        ),
-        Edit(
-            "bench/faults/sim_redis.py",
-            "from dataclasses import dataclass, field, fields, is_dataclass",
-            "from dataclasses import dataclass, field, fields, is_dataclass, replace",
-        ),
+        Edit(STORE, "        for name, count in batch.counters.items():\n", FIRST_ENDS_HERE),
+        Edit(WIRE, "        batches = list(batches)\n", TWO_COMMANDS),
         shows={"I1", "I2", "I3", "I4", "I9"},
     ),
     mutant(
         "M2",
         "the store does not look at the nonce",
         Edit(STORE, "        if found.meta.owner != nonce:\n            raise fenced(partition)\n", ""),
-        shows={"I6"},
+        shows={"I6", "I7"},
     ),
     mutant(
         "M3",
@@ -101,7 +91,9 @@ MUTANTS: Final = (
         Edit(
             INGEST,
             "        self._drained.set()\n        return [",
-            "        self._drained.set()\n        self.applied({batch.partition: batch.to for batch in taken if batch is not None})\n        return [",
+            "        self._drained.set()\n"
+            "        self.applied({batch.partition: batch.to for batch in taken if batch is not None})\n"
+            "        return [",
         ),
         Edit(
             INGEST,
@@ -190,21 +182,26 @@ MUTANTS: Final = (
 
 
 def plant(what: Mutant, into: Path) -> None:
-    """A copy of the packages concerned with the fault in it. Raises ValueError when an edit does not fit exactly once."""
+    """Packages that hold the edited files and find everything else in the sources. Raises ValueError when an edit does not fit once.
+
+    A compiled function is inlined into those that call it, so a fault in one goes into a whole copy, to be compiled anew.
+    """
     for file in sorted({edit.file for edit in what.edits}):
-        package = file.split("/", 1)[0]
-        if not (into / package).exists():
-            copytree(ROOT / package, into / package, ignore=ignore_patterns("__pycache__"))
-        path = into / file
-        source = path.read_text("utf-8")
+        source = (ROOT / file).read_text("utf-8")
+        if COMPILED in source:
+            copytree(ROOT / "features", into / "features", ignore=ignore_patterns("__pycache__"))
+        package = Path(file).parent
+        while package.name and not (into / package / "__init__.py").exists():
+            (into / package).mkdir(parents=True, exist_ok=True)
+            text = (ROOT / package / "__init__.py").read_text("utf-8") + f"\n__path__.append({str(ROOT / package)!r})\n"
+            (into / package / "__init__.py").write_text(text, "utf-8")
+            package = package.parent
         for edit in what.edits:
             if edit.file == file:
-                if source.count(edit.text) != 1:
-                    raise ValueError(
-                        f"{what.name}: {edit.text!r} stands {source.count(edit.text)} times in {file}, the mutant no longer fits"
-                    )
+                if (times := source.count(edit.text)) != 1:
+                    raise ValueError(f"{what.name}: {edit.text!r} stands {times} times in {file}, the mutant no longer fits")
                 source = source.replace(edit.text, edit.wrong)
-        path.write_text(source, "utf-8")
+        (into / file).write_text(source, "utf-8")
 
 
 def caught(what: Mutant, seeds: int) -> dict[str, Any]:
@@ -216,9 +213,9 @@ def caught(what: Mutant, seeds: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "bench.faults.cli", "simulate", "--seeds", f"0..{seeds}", "--stop", "--json"]
         if what.check:
             command = [sys.executable, "-m", what.check]
-        environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{ROOT}"}
-        if (copy / "features").exists() and not _same_kernels(copy):
-            environment["CHURN_DATA_DIR"] = str(copy / "data")
+        compiled = (copy / "features" / "compiled.py").exists()
+        data = copy / "data" if compiled else Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream")
+        environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{ROOT}", "CHURN_DATA_DIR": str(data.resolve())}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         lines = done.stdout.splitlines()
         try:
@@ -237,11 +234,6 @@ def caught(what: Mutant, seeds: int) -> dict[str, Any]:
             "seconds": round(perf_counter() - began, 1),
             "said": violation["what"][:300] if violation else "",
         }
-
-
-def _same_kernels(copy: Path) -> bool:
-    """Whether no compiled source was edited, so that the machine code at hand still fits (Numba's cache goes by path all the same)."""
-    return False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

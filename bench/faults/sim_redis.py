@@ -162,7 +162,10 @@ class Client:
         return self._server.call(self._host, "load", partition, work)
 
     def apply(self, batches: Sequence[Apply]) -> None:
-        """Batches travel together, but each is a call of its own to the server: others may come between."""
+        """Batches travel together; each is a command of its own."""
+        if not batches:
+            return
+        batches = list(batches)
 
         def work() -> None:
             refusals = []
@@ -176,7 +179,7 @@ class Client:
             if refusals:
                 raise refusals[0]
 
-        self._server.call(self._host, "apply", batches[0].partition if batches else -1, work)
+        self._server.call(self._host, "apply", batches[0].partition, work)
 
     def release(self, partition: int, nonce: str) -> None:
         def work() -> None:
