@@ -30,13 +30,15 @@ from bench.faults.sim_worker import (
     foreign_model,
     models,
 )
-from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, size_of
+from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, customers, probe, size_of
 from features.facts import TOPICS
 from proto.errors import Reason
 
 REST_MS: Final = 400_000
 """I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
 one watchdog period and retries, twice over."""
+STORE_WENT_BACK: Final = frozenset({"ChainBroken", "StateDamaged", "Fenced"})
+"""What a worker may end with when the store is no longer what it was; its next start finds out and repairs it."""
 
 
 @dataclass(slots=True)
@@ -74,13 +76,17 @@ class Run:
         self.schedule = Scheduler(str(seed), START_MS, keep_trace=keep_trace)
         self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS, ALERTS), PARTITIONS, Random(f"{seed}/broker"))
         self.redis = ModelRedis(self.schedule, PARTITIONS, Random(f"{seed}/redis"))
-        self.world = World(self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]))
+        pieces = {"MARGIN": self.random.choice([1, 4_000])}
+        pieces |= self.random.choice([{}, {"GAP": 3, "SPAN": 12, "STREAMED": 5}, {"GAP": 20, "SPAN": 8, "STREAMED": 9}])
+        self.world = World(self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]), pieces)
         self.reasons: dict[tuple[str, int, int], Reason] = {}
         self.processes: list[Process] = []
         self.workers = self.random.choice([1, 1, 2, 2, 3])
         self.model = ""
         self.started = 0
         self.faults: Counter[str] = Counter()
+        self.lost: dict[int, set[str]] = {}
+        """Customers of whom a key was deleted, per partition: found out when somebody looks at them again."""
 
     def outcome(self) -> Outcome:
         outcome = Outcome(self.seed, events=len(self.arrivals))
@@ -120,8 +126,19 @@ class Run:
                 random.choice(self._menu())()
             self._keep_alive()
         self._calm()
-        if not schedule.wait(lambda: bool(self.redis.broken) or self._at_rest(), REST_MS) and not self.redis.broken:
-            raise Broken("I7", f"not at rest after {REST_MS} ms and {schedule.steps} steps: {self._standing()}")
+        # An idle partition notices with its next event that the store has lost something of it.
+        for partition in sorted(self.redis.went_back):
+            self._probe(partition, customers(partition)[0])
+        self._rest()
+        if self.lost:
+            for process in self._alive():
+                process.kill()  # what is in memory would hide what the store has lost
+            self._keep_alive()
+            for partition, names in sorted(self.lost.items()):
+                for name in sorted(names):
+                    self._probe(partition, name)
+            self.schedule.at(500, self._supervise)
+            self._rest()
         # What a zombie still had under way comes to its end, and may break something yet.
         self._pause(20_000)
         if random.random() < 0.3:
@@ -130,6 +147,18 @@ class Run:
             self._note("graceful stop at the end")
             if not schedule.wait(lambda: not self._alive(), 60_000):
                 raise Broken("I7", "a graceful stop did not end")
+
+    def _rest(self) -> None:
+        """Wait until everything is handled."""
+        if not self.schedule.wait(lambda: bool(self.redis.broken) or self._at_rest(), REST_MS) and not self.redis.broken:
+            self._look()
+            raise Broken("I7", f"not at rest after {REST_MS} ms and {self.schedule.steps} steps: {self._standing()}")
+        self._look()
+
+    def _probe(self, partition: int, customer: str) -> None:
+        record = probe(len(self.arrivals), partition, customer)
+        self.arrivals.append(record)
+        self._arrive([record])
 
     def _pause(self, ms: int) -> None:
         self.schedule.wait(lambda: bool(self.redis.broken), ms)
@@ -157,6 +186,10 @@ class Run:
             self._broker_away,
             self._switch_model,
             self._offer_foreign_model,
+            self._redis_goes_back,
+            self._redis_goes_back,
+            self._redis_empty,
+            self._redis_loses_a_key,
         )
 
     def _note(self, fault: str) -> None:
@@ -236,6 +269,25 @@ class Run:
                 process.shelf.now = model
 
             self.schedule.at(self.random.choice([0, 10, 500]), switch)
+
+    def _redis_goes_back(self) -> None:
+        self._note("Redis loses its newest writes")
+        self.world.explained |= STORE_WENT_BACK
+        self.redis.go_back(self.random.choice([1, 2, 3, 5, 10, 30, 100]))
+
+    def _redis_empty(self) -> None:
+        self._note("Redis FLUSHALL")
+        self.world.explained |= STORE_WENT_BACK
+        self.redis.lose_everything()
+
+    def _redis_loses_a_key(self) -> None:
+        partition = self.random.randrange(PARTITIONS)
+        kind, customer = self.redis.lose_part(partition)
+        if kind:
+            self._note(f"Redis key deleted: {kind}")
+            self.world.explained |= STORE_WENT_BACK
+            if customer:
+                self.lost.setdefault(partition, set()).add(customer)
 
     def _offer_foreign_model(self) -> None:
         if (process := self._some()) is not None:

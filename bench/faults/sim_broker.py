@@ -17,6 +17,8 @@ from typing import Any, Final, Protocol
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from bench.faults.sim_schedule import Killed, Scheduler
+from proto.errors import DependencyUnreachable, InvariantBroken
+from streams.codec import RawMessage
 
 SESSION_MS: Final = 6_000
 """A member not heard of for so long is out of the group."""
@@ -103,7 +105,9 @@ class Host(Protocol):
     @property
     def frozen(self) -> bool: ...
     @property
-    def stopping(self) -> bool: ...
+    def nudged(self) -> bool:
+        """Whether the reading thread has something to do beside waiting for records."""
+        ...
 
 
 class Broker:
@@ -171,6 +175,37 @@ class Broker:
                         self.remove(member)
 
                 self.schedule.at(SESSION_MS + self.random.randrange(500), check)
+
+
+class LogReader:
+    """Stands for streams.log.KafkaLog: a stretch of one partition."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        """As in streams.log.Log."""
+        self._reach(f"ends of {topic}[{partition}]")
+        log = self._host.broker.log(topic, partition)
+        return log.low, log.end
+
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+        """As in streams.log.Log."""
+        log = self._host.broker.log(topic, partition)
+        position, last = log.first(start), log.first(stop)
+        if start < stop and not log.low <= start <= log.end:
+            raise InvariantBroken(f"{topic}[{partition}]: offset {start} is not in the topic")
+        while position < last:
+            self._reach(f"read {topic}[{partition}]")
+            until = min(last, position + 1 + self._host.broker.random.randrange(4 * self._host.broker.fetch))
+            yield list(log.messages[position:until])
+            position = until
+
+    def _reach(self, what: str) -> None:
+        self._host.schedule.step(what)
+        broker = self._host.broker
+        if broker.down and not self._host.schedule.wait(lambda: not broker.down, 10_000):
+            raise DependencyUnreachable(f"Kafka: {what}")
 
 
 @dataclass(slots=True, eq=False)
@@ -282,7 +317,7 @@ class Consumer:
 
     def _something(self) -> bool:
         member = self._member
-        if self.host.stopping or self._ready():
+        if self.host.nudged or self._ready():
             return True
         if member is None or self._broker.down:
             return member is None
@@ -457,4 +492,4 @@ class Producer:
             self.host.schedule.note(f"{self.host.name} wrote {len(records)} to {place[0]}[{place[1]}], now at {log.end}")
 
 
-__all__ = ["SESSION_MS", "Broker", "Consumer", "Host", "Killed", "Log", "Member", "Message", "Place", "Producer"]
+__all__ = ["SESSION_MS", "Broker", "Consumer", "Host", "Killed", "Log", "LogReader", "Member", "Message", "Place", "Producer"]

@@ -132,6 +132,28 @@ class ModelRedis:
         self.went_back[partition] = self.went_back.get(partition, 0) + 1
         self.wrote(partition, Writer())
 
+    def lose_part(self, partition: int) -> tuple[str, str]:
+        """One key of a partition is gone: which kind, and whose it was. ("", "") when there is nothing to lose."""
+        store, random, found = self.store, self.random, self.state.get(partition)
+        if found is None or found.meta is None or not found.mains:
+            return "", ""
+        kind = random.choice(["meta", "list", "customer", "customer", "chunk" if found.chunks else "customer"])
+        customer, writer = "", self.now[partition].writer
+        if kind == "meta":
+            store.lose_meta(partition)
+            writer = Writer()
+        elif kind == "list":
+            store.lose_list(partition)
+        elif kind == "customer":
+            customer = random.choice(sorted(found.mains))
+            store.lose_customer(partition, customer)
+        else:
+            customer, number = random.choice(sorted(found.chunks))
+            store.lose_chunk(partition, customer, number)
+        self.went_back[partition] = self.went_back.get(partition, 0) + 1
+        self.wrote(partition, writer)
+        return kind, customer
+
 
 class Client:
     """The Store of one process."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import heapq
 import threading
 from _thread import allocate_lock
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from queue import Empty
 from random import Random
 from typing import Any, Final
 
@@ -265,3 +267,46 @@ class Event:
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._set or self._schedule.wait(self.is_set, None if timeout is None else int(timeout * 1_000))
+
+
+class Queue:
+    """What the code under simulation takes for a queue.SimpleQueue."""
+
+    def __init__(self, schedule: Scheduler) -> None:
+        self._schedule = schedule
+        self._items: deque[Any] = deque()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: object) -> None:
+        self._items.append(item)
+
+    def get(self) -> Any:
+        self._schedule.wait(lambda: bool(self._items))
+        return self._items.popleft()
+
+    def get_nowait(self) -> Any:
+        if not self._items:
+            raise Empty
+        return self._items.popleft()
+
+
+class Threads:
+    """What the code under simulation takes for the module threading."""
+
+    def __init__(self, schedule: Scheduler) -> None:
+        self._schedule = schedule
+
+    def Thread(self, *, target: Callable[[], None], name: str, daemon: bool) -> Threads._Start:  # noqa: N802 - threading's name
+        return Threads._Start(self._schedule, target, name)
+
+    @dataclass(slots=True)
+    class _Start:
+        schedule: Scheduler
+        target: Callable[[], None]
+        name: str
+
+        def start(self) -> None:
+            process: Any = self.schedule.current.process
+            self.schedule.spawn(f"{process.name} {self.name}", process, self.target)

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import streams.ingest
+import streams.rebuild
 import streams.sink
-from bench.faults.sim_broker import Broker, Consumer, Producer
+from bench.faults.sim_broker import Broker, Consumer, LogReader, Producer
 from bench.faults.sim_redis import Client, ModelRedis
-from bench.faults.sim_schedule import Event, Lock, Scheduler
+from bench.faults.sim_schedule import Event, Lock, Queue, Scheduler, Threads
 from features.facts import TOPICS
 from proto.errors import ArtifactRejected
 from scoring.fallback import Fallback
@@ -27,6 +28,7 @@ from streams.engine import Engine, EngineSettings, Result
 from streams.ingest import Ingest, IngestSettings
 from streams.merge import Batch
 from streams.metrics import Metrics
+from streams.rebuild import Restorer, RestoreSettings
 from streams.scores import Model
 from streams.sink import KafkaSink, SinkSettings
 from tests.models.small import repacked, small
@@ -89,7 +91,10 @@ def clients_of_the_simulation(world: World) -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         (streams.ingest, "Consumer", Consumer),
         (streams.ingest, "secrets", nonces),
+        (streams.ingest, "threading", Threads(world.schedule)),
         (streams.sink, "Producer", Producer.of),
+        # Sizes a small world never reaches, so that it meets their edges too.
+        *((streams.rebuild, name, value) for name, value in world.pieces.items()),
     ]
     former = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:
@@ -110,6 +115,8 @@ class World:
     redis: ModelRedis
     batch: int
     max_facts: int
+    pieces: Mapping[str, int]
+    """Constants of streams/rebuild.py by name: how much is read back and handled at once."""
     nonces: int = 0
     unexpected: list[str] = field(default_factory=list)
     """Errors that end a process although nothing that happened explains them."""
@@ -143,6 +150,15 @@ class Process:
         self.ingest = Ingest(
             IngestSettings(client, "group", TOPICS, world.batch, 0.005, 1 << 14, 10.0), decoder(), self.engine, self._wake.set
         )
+        self.ingest.restore = Restorer(
+            RestoreSettings(TOPICS, SCORES, DEAD_LETTERS, ALERTS, max_facts=world.max_facts, largest_batch=world.batch),
+            Client(world.redis, self),
+            LogReader(self),
+            decoder(),
+            metrics(),
+        ).restore
+        self.ingest._restored = Queue(self.schedule)  # type: ignore[assignment]  # as above
+        self.ingest._to_restore = Queue(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._lock = Lock(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._stop = Event(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._drained = Event(self.schedule)  # type: ignore[assignment]  # as above
@@ -150,6 +166,12 @@ class Process:
         self.schedule.spawn(f"{name} ingest", self, self._read)
         self.schedule.spawn(f"{name} feed", self, self._feed)
         self.schedule.spawn(f"{name} watch", self, self._watch)
+
+    @property
+    def nudged(self) -> bool:
+        """Whether the reading thread has something to do beside waiting for records."""
+        restored: Any = self.ingest._restored
+        return self.stopping or len(restored) > 0
 
     # -- what happens to it
 

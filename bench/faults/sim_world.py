@@ -112,6 +112,12 @@ def arrivals(random: Random, size: Size) -> list[Arrival]:
     return found
 
 
+def probe(number: int, partition: int, customer: str) -> Arrival:
+    """One more login, newer than all else: so that somebody looks at the customer, and at the partition, again."""
+    event = {"event_id": f"probe{number}", "customer_id": customer, "event_time": START_MS - DAY_MS, "kind": "login"}
+    return Arrival(1, partition, customer.encode(), json.dumps(event, ensure_ascii=False).encode(), Reason.ACCEPTED, 0)
+
+
 def _dress(topic: int, event: dict[str, Any], random: Random, rich: bool) -> None:
     if topic == 0:
         event["amount"] = 9_999_999_999_000.01 + random.randrange(900) if rich else random.choice([10, "12.5", 3.25, 0, "0.005"])
