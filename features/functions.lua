@@ -2,11 +2,12 @@
 
 -- State of a partition, written all or nothing under the nonce of its owner. docs/state.md describes the keys.
 -- Results: 1 done, 0 this very batch is in already, {-1} fenced, {-2, stored offsets ...} chain broken, {-3, format} unknown format,
--- {-4} a rebuild is under way, or is not, {-5} the list of customers is not whole, {-6, format} to be migrated.
+-- {-4} a rebuild is under way, or is not, {-5} the list of customers is not whole, {-6, format} to be migrated,
+-- {-7} a rebuild went back.
 -- A function that fails half way would leave half a batch: everything that can be refused is refused before the first write.
 -- Library and functions carry a digest of this text in their names, so workers of two versions never call each other's.
 
-local FENCED, BROKEN, UNKNOWN_FORMAT, REBUILDING, LIST_DAMAGED, TO_MIGRATE = -1, -2, -3, -4, -5, -6
+local FENCED, BROKEN, UNKNOWN_FORMAT, REBUILDING, LIST_DAMAGED, TO_MIGRATE, WENT_BACK = -1, -2, -3, -4, -5, -6, -7
 local DIGEST = 8 -- bytes of a customer in the list
 local SLICE = 1000 -- arguments unpacked onto the Lua stack at once, which holds about 8000
 
@@ -25,7 +26,7 @@ local function refused(meta, nonce, rebuilding, topics)
     return nothing
   end
   if owner[1] ~= nonce then return {FENCED} end
-  if rebuilding ~= nil and (owner[3] == '1') ~= rebuilding then return {REBUILDING} end
+  if rebuilding ~= nil and (owner[3] ~= false) ~= rebuilding then return {REBUILDING} end
 end
 
 local function list_damaged(meta, who)
@@ -180,36 +181,42 @@ local function clear(keys, args)
 end
 
 -- keys: meta, list of customers, main keys, chunk keys to set, keys to delete.
--- args: nonce, number of customers, of chunks to set, digests of all customers; then the values to set.
+-- args: nonce, number of customers, of chunks to set, digests of all customers, how many parts came before; then the values to set.
 local function restore(keys, args)
-  local meta, customers, chunks, digests = keys[1], tonumber(args[2]), tonumber(args[3]), args[4]
-  if #args ~= 4 + customers + chunks or #keys < 2 + customers + chunks or #digests ~= DIGEST * customers then
+  local meta, customers, chunks, digests, before = keys[1], tonumber(args[2]), tonumber(args[3]), args[4], tonumber(args[5])
+  if #args ~= 5 + customers + chunks or #keys < 2 + customers + chunks or #digests ~= DIGEST * customers then
     return redis.error_reply('ERR churn_restore: wrong number of arguments')
   end
   local refusal = refused(meta, args[1], true, 0) or list_damaged(meta, keys[2])
   if refusal then return refusal end
+  -- 1 and the parts so far. One more than was said: this very part is in, and its answer was lost.
+  local parts = tonumber(redis.call('HGET', meta, 'rebuilding')) - 1
+  if parts ~= before and parts ~= before + 1 then return {WENT_BACK} end
   local new = {}
   for i = 1, customers do
     -- Whoever has state is in the list: so a repeated call adds nobody twice.
     if redis.call('EXISTS', keys[2 + i]) == 0 then new[#new + 1] = string.sub(digests, DIGEST * (i - 1) + 1, DIGEST * i) end
-    redis.call('SET', keys[2 + i], args[4 + i])
+    redis.call('SET', keys[2 + i], args[5 + i])
   end
-  set(keys, 2 + customers, args, 4 + customers, chunks)
+  set(keys, 2 + customers, args, 5 + customers, chunks)
   unlink(keys, 2 + customers + chunks)
   append(meta, keys[2], table.concat(new))
+  redis.call('HSET', meta, 'rebuilding', string.format('%.0f', before + 2))
   return 1
 end
 
--- keys: meta, list of customers. args: nonce, intent or '', model, watermark, number of topics, of counters;
+-- keys: meta, list of customers. args: nonce, intent or '', model, watermark, number of topics, of counters, parts restored;
 --       then topic and offset of each topic; name and value of each counter.
 local function finish_rebuild(keys, args)
   local meta, topics = keys[1], tonumber(args[5])
   local refusal = refused(meta, args[1], nil, 0)
   if refusal then return refusal end
-  if redis.call('HGET', meta, 'rebuilding') ~= '1' then
-    if equal(stored(meta, args, 7, 2, topics), args, 8, 2) then return 0 end
+  local parts = redis.call('HGET', meta, 'rebuilding')
+  if not parts then
+    if equal(stored(meta, args, 8, 2, topics), args, 9, 2) then return 0 end
     return {REBUILDING}
   end
+  if tonumber(parts) - 1 ~= tonumber(args[7]) then return {WENT_BACK} end
   refusal = list_damaged(meta, keys[2])
   if refusal then return refusal end
   local kept = redis.call('HMGET', meta, 'owner', 'format', 'epoch', 'customers')
@@ -218,8 +225,8 @@ local function finish_rebuild(keys, args)
     update[#update + 1] = 'intent'
     update[#update + 1] = args[2]
   end
-  for i = 7, #args, 2 do
-    update[#update + 1] = (i < 7 + 2 * topics and 'applied:' or '') .. args[i]
+  for i = 8, #args, 2 do
+    update[#update + 1] = (i < 8 + 2 * topics and 'applied:' or '') .. args[i]
     update[#update + 1] = args[i + 1]
   end
   redis.call('DEL', meta)

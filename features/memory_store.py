@@ -26,6 +26,7 @@ from features.store import (
     gone,
     list_damaged,
     not_rebuilding,
+    rebuild_went_back,
     rebuilding,
     unknown_format,
 )
@@ -44,7 +45,7 @@ class _Meta:
     counters: dict[str, int] = field(default_factory=dict)
     customers: int = 0
     outbox: int = 0
-    rebuilding: bool = False
+    rebuilding: int = 0  # 0 no, else one more than the parts restored so far
 
 
 @dataclass(slots=True)
@@ -63,6 +64,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
+        self._restored: dict[int, int] = {}  # parts of the rebuild under way, as its owner knows: not lost with the state
 
     def claim(self, partition: int, nonce: str) -> Claim:
         """As in Store."""
@@ -95,8 +97,8 @@ class MemoryStore:
             customers=bytes(found.who),
             outbox=found.outbox,
             fresh=fresh,
-            damaged=damage(fresh, meta.rebuilding, meta.customers, len(found.who), meta.outbox, len(found.outbox)),
-            rebuilding=meta.rebuilding,
+            damaged=damage(fresh, meta.rebuilding > 0, meta.customers, len(found.who), meta.outbox, len(found.outbox)),
+            rebuilding=meta.rebuilding > 0,
         )
 
     def intend(self, partition: int, nonce: str, former: Offsets, intent: Intent) -> None:
@@ -128,7 +130,8 @@ class MemoryStore:
     def begin_rebuild(self, partition: int, nonce: str) -> None:
         """As in Store."""
         found, meta = self._rebuild(partition, nonce)
-        meta.rebuilding, meta.customers, meta.outbox = True, 0, 0
+        meta.rebuilding, meta.customers, meta.outbox = 1, 0, 0
+        self._restored[partition] = 0
         found.who.clear()
         found.outbox = b""
         found.mains.clear()
@@ -140,7 +143,11 @@ class MemoryStore:
         found, meta = self._rebuild(partition, nonce)
         if not meta.rebuilding:
             raise not_rebuilding(partition)
+        if meta.rebuilding != self._restored.get(partition, 0) + 1:
+            raise rebuild_went_back(partition)
         _check_list(partition, found, meta)
+        meta.rebuilding += 1
+        self._restored[partition] = meta.rebuilding - 1
         for write in customers:
             if write.customer not in found.mains:
                 found.who += digests([write.customer])
@@ -163,8 +170,10 @@ class MemoryStore:
             if _stored(meta, applied) == dict(applied):
                 return  # finished already: the answer was lost
             raise not_rebuilding(partition)
+        if meta.rebuilding != self._restored.get(partition, 0) + 1:
+            raise rebuild_went_back(partition)
         _check_list(partition, found, meta)
-        meta.applied, meta.counters, meta.rebuilding = dict(applied), dict(counters), False
+        meta.applied, meta.counters, meta.rebuilding = dict(applied), dict(counters), 0
         meta.model, meta.watermark_ms = model, watermark_ms
         meta.intent = None if intent is None else replace(intent, to=dict(intent.to))
 

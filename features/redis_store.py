@@ -49,6 +49,7 @@ from features.store import (
     gone,
     list_damaged,
     not_rebuilding,
+    rebuild_went_back,
     rebuilding,
     unknown_format,
 )
@@ -68,6 +69,7 @@ UNKNOWN_FORMAT: Final = -3
 REBUILDING: Final = -4
 LIST_DAMAGED: Final = -5
 TO_MIGRATE: Final = -6
+WENT_BACK: Final = -7
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
@@ -136,6 +138,7 @@ class RedisStore:
         library_text: str | None = None,
     ) -> None:
         self._namespace = namespace
+        self._restored: dict[int, int] = {}  # parts of the rebuild under way
         self._patience_s = patience_s
         self._library, self._version = library(library_text)
         self._nodes = open_nodes(url, timeout_s=timeout_s)
@@ -199,6 +202,7 @@ class RedisStore:
         """As in Store."""
         own = self._own(partition)
         _accept(_rebuild_refusal(self._call(partition, *self._function("begin_rebuild", own, nonce)), partition))
+        self._restored[partition] = 0
         for _ in range(_SCANS):  # a server restarted under a scan may leave keys out: one that finds nothing says that nothing is left
             found = False
             for keys in self._scan(partition, self._start(partition)):
@@ -223,9 +227,11 @@ class RedisStore:
             str(len(keys.mains)),
             str(len(keys.chunks)),
             digests(write.customer for write in customers),
+            str(self._restored.get(partition, 0)),
             *values,
         )
         _accept(_rebuild_refusal(self._call(partition, *command), partition))
+        self._restored[partition] = self._restored.get(partition, 0) + 1
 
     def finish_rebuild(
         self,
@@ -249,6 +255,7 @@ class RedisStore:
             str(watermark_ms),
             str(len(applied)),
             str(len(counters)),
+            str(self._restored.get(partition, 0)),
             *offsets,
             *counts,
         )
@@ -528,6 +535,8 @@ def _refusal(answer: Any, partition: int) -> Fenced | ChainBroken:
         return fenced(partition)
     if answer[0] == LIST_DAMAGED:
         return list_damaged(partition)
+    if answer[0] == WENT_BACK:
+        return rebuild_went_back(partition)
     raise InvariantBroken(f"partition {partition}: the store answered {answer!r}")
 
 

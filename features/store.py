@@ -150,7 +150,10 @@ class Store(Protocol):
         ...
 
     def restore(self, partition: int, nonce: str, customers: Sequence[CustomerWrite]) -> None:
-        """Write at most 1,000 customers, each atomically with the others, while rebuilding; the same one may be written again."""
+        """Write at most 1,000 customers, each atomically with the others, while rebuilding; the same one may be written again.
+
+        Each call follows the one before: raises ChainBroken when the store has lost one since (the server counts, and so does this).
+        """
         ...
 
     def finish_rebuild(
@@ -246,6 +249,11 @@ def rebuilding(partition: int) -> ChainBroken:
 def not_rebuilding(partition: int) -> ChainBroken:
     """A customer to restore, or the end of a rebuild, and none was begun."""
     return ChainBroken(f"partition {partition} is not being rebuilt")
+
+
+def rebuild_went_back(partition: int) -> ChainBroken:
+    """A part of a rebuild follows parts that are not there: the store has lost its newest writes meanwhile."""
+    return ChainBroken(f"partition {partition}: the store went back while it was rebuilt; begin again")
 
 
 def list_damaged(partition: int) -> StateDamaged:

@@ -691,6 +691,24 @@ def a_list_lost_in_a_rebuild_is_noticed(world: World) -> None:
     assert (store.look(3).damaged, store.look(3).customers, store.look(3).fresh) == ("", digests(["a"]), False)
 
 
+def a_store_that_goes_back_in_a_rebuild_is_noticed(world: World) -> None:
+    store = world.store()
+    store.claim(3, "n1")
+    store.begin_rebuild(3, "n1")
+    store.restore(3, "n1", [CustomerWrite("a", main())])
+    back = world.remember()
+    store.restore(3, "n1", [CustomerWrite("a", main(body=b"later"))])
+    store.restore(3, "n1", [CustomerWrite("b", main())])
+    back()
+    with pytest.raises(ChainBroken, match=r"partition 3.*went back"):
+        store.restore(3, "n1", [CustomerWrite("c", main())])
+    with pytest.raises(ChainBroken, match=r"partition 3.*went back"):
+        store.finish_rebuild(3, "n1", START, "", -1, {})
+    assert store.look(3).rebuilding
+    rebuilt(store, "n1", CustomerWrite("a", main()), at=START)
+    assert store.look(3).customers == digests(["a"])
+
+
 def every_byte_and_every_name_survives(world: World) -> None:
     store = world.store()
     store.claim(3, "n1")
@@ -803,6 +821,7 @@ CHECKS = (
     a_rebuild_that_was_not_begun_is_refused,
     every_step_of_a_rebuild_may_come_twice,
     a_list_lost_in_a_rebuild_is_noticed,
+    a_store_that_goes_back_in_a_rebuild_is_noticed,
     every_byte_and_every_name_survives,
     changed_chunks_are_replaced_and_dropped_ones_go,
     a_missing_chunk_is_never_taken_for_nothing,
@@ -867,14 +886,24 @@ FAULTS = {
     "an outbox left over": (" else redis.call('UNLINK', keys[3]) end", " end", the_outbox_is_replaced_by_every_batch),
     "an outbox not counted": ("{'outbox', #outbox, 'model', model}", "{'model', model}", the_outbox_is_replaced_by_every_batch),
     "a batch taken while rebuilding": (
-        "if rebuilding ~= nil and (owner[3] == '1') ~= rebuilding then",
-        "if rebuilding and owner[3] ~= '1' then",
+        "if rebuilding ~= nil and (owner[3] ~= false) ~= rebuilding then",
+        "if rebuilding and not owner[3] then",
         no_batch_is_taken_while_a_partition_is_rebuilt,
     ),
     "a customer restored without a rebuild": (
-        "if rebuilding ~= nil and (owner[3] == '1') ~= rebuilding then",
-        "if rebuilding == false and owner[3] == '1' then",
+        "if rebuilding ~= nil and (owner[3] ~= false) ~= rebuilding then",
+        "if rebuilding == false and owner[3] then",
         a_rebuild_that_was_not_begun_is_refused,
+    ),
+    "a part lost in a rebuild not noticed": (
+        "if parts ~= before and parts ~= before + 1 then return {WENT_BACK} end",
+        "",
+        a_store_that_goes_back_in_a_rebuild_is_noticed,
+    ),
+    "a part lost at the end of a rebuild not noticed": (
+        "if tonumber(parts) - 1 ~= tonumber(args[7]) then return {WENT_BACK} end",
+        "",
+        a_store_that_goes_back_in_a_rebuild_is_noticed,
     ),
     "a rebuild that forgets what was known": (
         "'rebuilding', '1', 'customers'",
