@@ -97,14 +97,24 @@ MUTANTS: Final = (
         ),
         Edit(
             INGEST,
-            "            claim = self.owner.assign(partition, nonce)\n",
-            "            claim = self.owner.assign(partition, nonce)\n"
-            "            places = consumer.committed([TopicPartition(topic, partition) for topic in s.topics])\n"
+            "            claim = self.owner.assign(partition, secrets.token_hex(16))\n",
+            "            claim = self.owner.assign(partition, secrets.token_hex(16))\n"
+            "            places = consumer.committed([TopicPartition(topic, partition) for topic in self.settings.topics])\n"
             "            told = {name: max(claim.applied[name], place.offset - 1) for name, place in zip(TOPICS, places, strict=True)}\n"
-            "            claim = __import__('dataclasses').replace(claim, applied=told)\n"
-            "            self.owner.restored(claim)  # type: ignore[attr-defined]\n",
+            "            claim = __import__('dataclasses').replace(claim, applied=told)\n",
         ),
         shows={"I1", "I3", "I7"},
+    ),
+    mutant(
+        "M4",
+        "an item whose processing fails is taken for done, as Faust's take does",
+        Edit(
+            "streams/agents.py",
+            "                item.result.set_exception(error)\n",
+            "                item.result.set_result(Result({}, [], {}))\n",
+        ),
+        shows={"I1"},
+        check="bench.faults.mutants_take",
     ),
     mutant(
         "M5",
@@ -129,11 +139,11 @@ MUTANTS: Final = (
     ),
     mutant(
         "M7",
-        "sums of money in floating point",
+        "sums in single-precision floating point",
         Edit(
             "features/aggregate.py",
             "rows[r, ADDS[k, 1]] += contribution(facts, i, ADDS[k, 2])",
-            "rows[r, ADDS[k, 1]] = np.int64(np.float64(rows[r, ADDS[k, 1]]) + np.float64(contribution(facts, i, ADDS[k, 2])))",
+            "rows[r, ADDS[k, 1]] = np.int64(np.float32(rows[r, ADDS[k, 1]]) + np.float32(contribution(facts, i, ADDS[k, 2])))",
         ),
         shows={"I3", "I4"},
     ),
@@ -141,7 +151,7 @@ MUTANTS: Final = (
         "M8",
         "state is applied before the outputs are acknowledged",
         Edit(ENGINE, "                self._sink.flush()\n", "                pass\n"),
-        shows={"I1", "I2"},
+        shows={"I1", "I2", "I5"},
     ),
     mutant(
         "M9",
@@ -156,15 +166,14 @@ MUTANTS: Final = (
         "what is buffered survives a revocation and is used after the next assignment",
         Edit(
             INGEST,
-            "            for partition in partitions:\n                self._merges.pop(partition, None)\n",
-            "            for partition in partitions:\n",
+            "                self._merges.pop(partition, None)\n                self._waiting.pop(partition, None)\n",
+            "                self._waiting.pop(partition, None)\n",
         ),
         Edit(
             INGEST,
-            "            for buffer, topic in zip(merge.buffers, s.topics, strict=True):\n",
-            "            merge = self._merges.get(partition, merge)\n"
-            "            merge.nonce = nonce\n"
-            "            for buffer, topic in zip(merge.buffers, s.topics, strict=True):\n",
+            "                merge = self._merge(consumer, claim)\n",
+            "                merge = self._merges.get(claim.partition) or self._merge(consumer, claim)\n"
+            "                merge.nonce = claim.nonce\n",
         ),
         shows={"I1", "I2", "I3", "I7"},
     ),
@@ -177,6 +186,22 @@ MUTANTS: Final = (
             "                reached[TOPICS[buffer.topic]] += count\n",
         ),
         shows={"I1", "I2", "I3", "I5", "I7", "I9"},
+    ),
+    mutant(
+        "M12",
+        "the reader hands out what it has handed out before",
+        Edit("streams/reader.py", "        if offset <= self.seen.get(place, -1):\n            return False\n", ""),
+        shows={"I2"},
+    ),
+    mutant(
+        "M14",
+        "an empty store is taken for a new beginning",
+        Edit(
+            "streams/rebuild.py",
+            "        self._wanted = wanted\n",
+            "        self._wanted = wanted\n        if claim.fresh:\n            return claim\n",
+        ),
+        shows={"I1", "I2", "I3", "I4", "I5", "I7", "I9"},
     ),
 )
 

@@ -19,8 +19,7 @@ import faust
 from proto.errors import StoreUnavailable
 from streams.agents import Feeder, scoring_agent
 from streams.engine import Result
-from streams.merge import Batch, Merge, Slice
-from streams.codec import Decoder
+from streams.merge import Batch
 
 ITEMS: Final = 6
 FAILS: Final = 3
@@ -33,12 +32,16 @@ async def observe() -> tuple[list[int], BaseException | None]:
     channel: Any = app.channel(value_type=None, maxsize=1)
     left = list(range(1, ITEMS + 1))
     given: list[int] = []
+    everything = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def take() -> list[Batch]:
         return [left.pop(0)] if left else []  # type: ignore[list-item]  # nobody looks inside
 
     def process(batches: Sequence[Any]) -> Result:
         given.extend(batches)
+        if batches[0] == ITEMS:
+            loop.call_soon_threadsafe(everything.set)
         if batches[0] == FAILS:
             raise StoreUnavailable("as when Redis does not answer")
         return Result({}, [], {})
@@ -52,9 +55,10 @@ async def observe() -> tuple[list[int], BaseException | None]:
     await agent.start()
     try:
         await feeder.start()
-        deadline = asyncio.get_running_loop().time() + TIMEOUT_S
-        while not feeder.ended.is_set() and (left or given[-1:] != [ITEMS]) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)
+        ends = [asyncio.ensure_future(event.wait()) for event in (feeder.ended, everything)]
+        await asyncio.wait(ends, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
     finally:
         feeder.drain()
         await feeder.stop()

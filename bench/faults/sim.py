@@ -37,7 +37,7 @@ from proto.errors import Reason
 REST_MS: Final = 400_000
 """I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
 one watchdog period and retries, twice over."""
-STORE_WENT_BACK: Final = frozenset({"ChainBroken", "StateDamaged", "Fenced"})
+STORE_WENT_BACK: Final = frozenset({"ChainBroken", "StateDamaged", "StoreWentBack", "Fenced"})
 """What a worker may end with when the store is no longer what it was; its next start finds out and repairs it."""
 
 
@@ -364,8 +364,12 @@ class Run:
         random = Random(f"{self.seed}/check")
         for number in range(PARTITIONS):
             relaxed = bool(self.redis.went_back.get(number))
-            scores = read(self.broker.log(SCORES, number), number, relaxed=relaxed)
-            letters = read(self.broker.log(DEAD_LETTERS, number), number, relaxed=relaxed)
+            claims: dict[str, list[int]] = {}
+            for partition, process, step in self.redis.claims:
+                if partition == number:
+                    claims.setdefault(process, []).append(step)
+            scores = read(self.broker.log(SCORES, number), number, claims, relaxed=relaxed)
+            letters = read(self.broker.log(DEAD_LETTERS, number), number, claims, relaxed=relaxed)
             inputs = inputs_of(self.broker.logs, number, self.reasons, decoder())
             outcome.scores += check_partition(number, inputs, scores, letters, self.redis, models(), random)
             outcome.raw_duplicates += _extra(scores) + _extra(letters)

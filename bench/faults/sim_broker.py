@@ -39,6 +39,8 @@ class Message:
     customer: bytes | None = None
     append_ms: int = 0
     problem: KafkaError | None = None
+    writer: str = ""  # of outputs: which process wrote it, at which step of the run
+    step: int = 0
 
     def error(self) -> KafkaError | None:
         return self.problem
@@ -75,9 +77,9 @@ class Log:
     low: int = 0
     end: int = 0
 
-    def append(self, key: bytes | None, value: bytes | None, append_ms: int) -> int:
+    def append(self, key: bytes | None, value: bytes | None, append_ms: int, writer: str = "", step: int = 0) -> int:
         """Write one record; its offset."""
-        self.messages.append(Message(self.place, self.end, value, key, append_ms))
+        self.messages.append(Message(self.place, self.end, value, key, append_ms, None, writer, step))
         self.offsets.append(self.end)
         self.end += 1
         return self.end - 1
@@ -487,7 +489,7 @@ class Producer:
     def _write(self, place: Place, records: Sequence[tuple[bytes, bytes, object]]) -> None:
         log = self.host.broker.logs[place]
         for key, value, _ in records:
-            log.append(key, value, self.host.schedule.now_ms)
+            log.append(key, value, self.host.schedule.now_ms, self.host.name, self.host.schedule.steps)
         if records:
             self.host.schedule.note(f"{self.host.name} wrote {len(records)} to {place[0]}[{place[1]}], now at {log.end}")
 

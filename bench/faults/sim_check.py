@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.faults.sim_broker import Log
+from bench.faults.sim_broker import Log, Message
 from bench.faults.sim_redis import Broken, ModelRedis
 from features import oracle
 from features.catalog import LAYOUT_HASH
@@ -28,6 +28,7 @@ from proto.scores import BANDS, SCHEMA_VERSION
 from scoring.bands import MEDIUM, UNKNOWN
 from streams.codec import Decoder
 from streams.metrics import residue
+from streams.reader import HighWater
 from streams.scores import Model, vector_hashes
 
 ORACLE_VECTORS: Final = 6
@@ -74,14 +75,16 @@ def inputs_of(
     return found
 
 
-def read(log: Log, partition: int, *, relaxed: bool) -> Output:
+def read(log: Log, partition: int, claims: Mapping[str, Sequence[int]], *, relaxed: bool) -> Output:
     """An output log through the reader rule: per source topic drop what is not above the highest offset seen.
 
-    relaxed: copies of a record may differ (state went back, so another worker scored it once more).
+    claims: steps at which each process claimed the partition. relaxed: the store went back, so copies of a record may differ, but
+    only when two workers were at it at the same time: one that claimed when a record was there must not make it again.
     """
     output = Output()
     high: dict[str, int] = {}
-    bytes_of: dict[Source, bytes] = {}
+    water = HighWater()
+    copies: dict[Source, Message] = {}
     for message in log.messages:
         key, value = message.key() or b"", message.value() or b""
         record = json.loads(value)
@@ -90,9 +93,16 @@ def read(log: Log, partition: int, *, relaxed: bool) -> Output:
             raise Broken("I5", f"{log.place}: a record of partition {record['source']['partition']}")
         entry = (key, value, record)
         output.raw.append(entry)
-        if bytes_of.setdefault(source, value) != value and not relaxed:
-            raise Broken("I2", f"{log.place}: two records of {source} differ: {bytes_of[source]!r} and {value!r}")
-        if source[1] > high.get(source[0], -1):
+        former = copies.setdefault(source, message)
+        if former.value() != value:
+            claimed = max((step for step in claims.get(message.writer, ()) if step <= message.step), default=0)
+            if not relaxed or former.step < claimed:
+                texts = f"{former.value()!r} by {former.writer} and {value!r} by {message.writer}"
+                raise Broken("I2", f"{log.place}: two records of {source} differ: {texts}")
+        first = source[1] > high.get(source[0], -1)
+        if water.first(source[0], partition, source[1]) != first:
+            raise Broken("I2", f"{log.place}: the reader library {'drops' if first else 'hands out'} {source}, against the rule")
+        if first:
             high[source[0]] = source[1]
             output.first[source] = entry
         elif source not in output.first:

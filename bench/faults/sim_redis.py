@@ -62,6 +62,8 @@ class ModelRedis:
         self.went_back: dict[int, int] = {}
         """Per partition how often its state was rolled back, lost or damaged."""
         self.now = {number: Moment(0, None, Writer()) for number in range(partitions)}
+        self.claims: list[tuple[int, str, int]] = []
+        """Partition, process and step of each claim."""
         self.moments: dict[int, list[Moment]] = {number: [moment] for number, moment in self.now.items()}
 
     @property
@@ -164,6 +166,7 @@ class Client:
     def claim(self, partition: int, nonce: str) -> Claim:
         def work() -> Claim:
             claim: Claim = self._server.store.claim(partition, nonce)
+            self._server.claims.append((partition, self._host.name, self._server.schedule.steps))
             self._server.wrote(partition, Writer(nonce, self._server.now[partition].writer.applied))
             return claim
 
@@ -236,12 +239,19 @@ class Client:
     ) -> None:
         def work() -> None:
             self._server.store.finish_rebuild(partition, nonce, applied, model, watermark_ms, counters, intent)
-            self._accepted("finish_rebuild", partition, nonce)
-            self._server.wrote(partition, Writer(nonce, dict(applied)))
+            self._accepted("finish_rebuild", partition, nonce, rebuilt=applied)
 
         self._server.call(self._host, "finish_rebuild", partition, work)
 
-    def _accepted(self, what: str, partition: int, nonce: str, former: Offsets | None = None, to: Offsets | None = None) -> None:
+    def _accepted(
+        self,
+        what: str,
+        partition: int,
+        nonce: str,
+        former: Offsets | None = None,
+        to: Offsets | None = None,
+        rebuilt: Offsets | None = None,
+    ) -> None:
         """I6: an accepted write comes from the newest claim and follows what was there."""
         server = self._server
         writer = server.now[partition].writer
@@ -253,6 +263,8 @@ class Client:
             if dict(former) != dict(writer.applied):
                 server.violates(f"partition {partition}: {what} from {dict(former)} was accepted at {dict(writer.applied)}")
             writer = Writer(writer.nonce, dict(to))
+        if rebuilt is not None:
+            writer = Writer(writer.nonce, dict(rebuilt))
         server.wrote(partition, writer)
 
 

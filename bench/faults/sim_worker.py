@@ -207,7 +207,7 @@ class Process:
                 def arrive(place: tuple[str, int] = place, records: list[tuple[bytes, bytes]] = records) -> None:
                     log = self.broker.logs[place]
                     for key, value in records:
-                        log.append(key, value, self.schedule.now_ms)
+                        log.append(key, value, self.schedule.now_ms, self.name, self.schedule.steps)
                     self.schedule.note(f"{len(records)} of {self.name} arrived late at {place}")
 
                 if records:
