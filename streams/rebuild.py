@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from features.facts import OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
-from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store
+from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store, broken
 from proto.errors import Fenced, InvariantBroken, StateDamaged
 from streams.codec import Decoder, RawMessage
 from streams.emitted import LETTER, MARGIN, SCORE, Emitted, Outputs, together
@@ -272,6 +272,8 @@ class Restorer:
                     break
         self.metrics.restore_differences.labels("cut").inc(outputs.conflicts)
         claim = self.store.claim(partition, nonce)
+        if dict(claim.applied) != replay.position.applied:
+            raise broken(partition, replay.position.applied, claim.applied)  # it went back again since the last apply
         return self._planned(claim, together(left)) if left else claim
 
     def _adopt_batch(self, replay: _Replay, batch: Batch, block: Emitted | None, nonce: str) -> bool:

@@ -121,8 +121,8 @@ MUTANTS: Final = (
         "records that cannot be read are skipped without a dead letter",
         Edit(
             ENGINE,
-            "            letters = self._dead_letters(batch, outcome)\n",
-            "            letters = self._dead_letters(batch, outcome)[:0]\n",
+            "            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))\n",
+            "            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome)[:0])\n",
         ),
         shows={"I1"},
     ),
