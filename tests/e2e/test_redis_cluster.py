@@ -30,7 +30,7 @@ def on(url: str, settings: Settings, environment: dict[str, str], directory: Pat
 def same_results(one: Deployment, other: Deployment) -> None:
     """Both have every score once by the reader rule, and the same state and accounts."""
     assert one.handled() == other.handled()
-    assert one.digests() == other.digests()
+    assert one.states() == other.states()
     scores, expected = (
         Counter(
             (row["source"]["topic"], row["source"]["partition"], row["source"]["offset"], row["probability"], row["vector_hash"])
