@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -41,6 +42,9 @@ class _Source(msgspec.Struct, gc=False):
 
 _NAMES: Final = {f"t{index}": name for index, name in enumerate(TOPICS)}
 _Cut: Any = msgspec.defstruct("_Cut", [(name, int, -1) for name in _NAMES], rename=_NAMES, gc=False)
+
+
+_CUT_OF: Final = tuple(attrgetter(f"cut.{name}") for name in _NAMES)
 
 
 class _Score(msgspec.Struct, gc=False):
@@ -110,9 +114,8 @@ def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage
     scores = [read(message.value() or b"") for message in messages]
     n = len(scores)
     plan = np.empty((n, len(TOPICS) + 1), np.int64)
-    cuts = [score.cut for score in scores]
-    for i in range(len(TOPICS)):
-        plan[:, i] = [getattr(cut, f"t{i}") for cut in cuts]
+    for i, column in enumerate(_CUT_OF):
+        plan[:, i] = list(map(column, scores))
     plan[:, -1] = [_INDEX[score.source.topic] for score in scores]
     return Emitted(
         plan=plan,
@@ -134,8 +137,8 @@ def _others(kind: int, decoder: msgspec.json.Decoder[_Letter], messages: Sequenc
     placed = [letter for letter in letters if letter.cut is not None]
     n = len(placed)
     plan = np.empty((n, len(TOPICS) + 1), np.int64)
-    for i in range(len(TOPICS)):
-        plan[:, i] = [getattr(letter.cut, f"t{i}") for letter in placed]
+    for i, column in enumerate(_CUT_OF):
+        plan[:, i] = list(map(column, placed))
     plan[:, -1] = [_INDEX[letter.source.topic] for letter in placed]
     return Emitted(
         plan=plan,

@@ -86,23 +86,16 @@ class KafkaLog:
                     if time.monotonic() - heard > self._timeout_s:
                         raise DependencyUnreachable(f"Kafka: nothing read from {topic}[{partition}] within {self._timeout_s:g} s")
                     continue
-                piece: list[RawMessage] = []
                 messages: list[Any] = [first, *consumer.consume(FETCH - 1, 0)]
-                for message in messages:
-                    error = message.error()
-                    if error is not None:
-                        if error.code() == KafkaError._PARTITION_EOF:
-                            ended = True
-                            break
-                        self._failed(error, topic, partition, start)
-                        continue
+                piece: list[RawMessage] = messages
+                if any([message.error() is not None for message in messages]):
+                    ended = self._errors(messages, topic, partition, start)
+                    piece = [message for message in messages if message.error() is None]
+                if piece:
                     heard = time.monotonic()
-                    offset: int = message.offset()
-                    if offset < stop:
-                        piece.append(message)
-                    if offset >= stop - 1:
+                    if piece[-1].offset() >= stop - 1:
                         ended = True
-                        break
+                        piece = [message for message in piece if message.offset() < stop]
                 if piece:
                     yield piece
 
@@ -125,6 +118,18 @@ class KafkaLog:
             consumer.close()
             raise
         self._idle.append(consumer)
+
+    def _errors(self, messages: list[Any], topic: str, partition: int, start: int) -> bool:
+        """Whether one of the errors is the end of the partition; raises what must not be passed over."""
+        ended = False
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    ended = True
+                else:
+                    self._failed(error, topic, partition, start)
+        return ended
 
     def _failed(self, error: KafkaError, topic: str, partition: int, start: int) -> None:
         if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
