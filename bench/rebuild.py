@@ -1,4 +1,4 @@
-"""How fast lost state comes back: all keys of a deployment are removed, then every partition is rebuilt from its topics, and from a snapshot.
+"""How fast lost state comes back: all keys are removed, then every partition is rebuilt from its topics, and once more from a snapshot.
 
     python -m bench.rebuild [--events 400000] [--json]
 

@@ -37,6 +37,7 @@ from features.kernel import (
     repacked_rows,
     replay,
     reset,
+    reset_all,
     step,
     write,
     written_size,
@@ -203,9 +204,9 @@ class Histories:
 
     def ensure(self, customers: Iterable[str]) -> None:
         """Make those not in memory customers without facts."""
-        for customer in self.missing(customers):
-            self._new_slot(customer)
-            self._new.add(customer)
+        missing = self.missing(customers)
+        self._new_slots(missing)
+        self._new.update(missing)
 
     def load(self, customers: Sequence[str], states: Sequence[CustomerState | None]) -> None:
         """Take in stored customers not in memory; None is one the store holds nothing of. All in, or none when one is damaged.
@@ -220,7 +221,7 @@ class Histories:
             raise ValueError(f"customer {known[0]!r} is in memory already" if known else "a customer is to be loaded twice")
         if self._known is not None:
             self._known.check(customers, states)
-        slots = [self._new_slot(customer) for customer in customers]
+        slots = self._new_slots(customers)
         self._new.update(customer for customer, state in zip(customers, states, strict=True) if state is None)
         stored = [position for position, state in enumerate(states) if state is not None]
         if not stored:
@@ -228,7 +229,7 @@ class Histories:
         found = [state for state in states if state is not None]
         buffer, bounds, firsts = join(found)
         history = np.empty((CHUNK * int(np.diff(firsts).max()), WIDTH), np.int64)
-        these = np.array([slots[position] for position in stored], np.int64)
+        these = slots[stored]
         done = 0
         while True:
             entries = int(len(self._t.entries) * MAX_LOAD)
@@ -446,19 +447,23 @@ class Histories:
         slots[ignore] = 0  # never looked at
         return slots
 
-    def _new_slot(self, customer: str) -> int:
-        if self._free:
-            slot = self._free.pop()
-            self._names[slot] = customer
-        else:
-            slot = len(self._names)
-            self._names.append(customer)
-            if slot == len(self._t.places):
-                self._grow_slots(2 * slot)
-        self._slots[customer] = slot
-        reset(self._t, slot, _NEUTRAL)
-        self._t.places[slot, USED] = self._batch
-        return slot
+    def _new_slots(self, customers: Sequence[str]) -> IntArray:
+        """Slots for customers not in memory, without facts."""
+        slots = np.empty(len(customers), np.int64)
+        for i, customer in enumerate(customers):
+            if self._free:
+                slot = self._free.pop()
+                self._names[slot] = customer
+            else:
+                slot = len(self._names)
+                self._names.append(customer)
+                if slot == len(self._t.places):
+                    self._grow_slots(2 * slot)
+            self._slots[customer] = slot
+            slots[i] = slot
+        reset_all(self._t, slots, _NEUTRAL)
+        self._t.places[slots, USED] = self._batch
+        return slots
 
     def _drop(self, customer: str) -> None:
         slot = self._slots.pop(customer)

@@ -390,6 +390,13 @@ def reset(t: Table, s: int, neutral: IntArray) -> None:
     t.score_at[s] = NONE
 
 
+@kernel(_VOID(_TABLE, _I1, _I1))
+def reset_all(t: Table, slots: IntArray, neutral: IntArray) -> None:
+    """`reset` of many slots."""
+    for j in range(slots.shape[0]):
+        reset(t, slots[j], neutral)
+
+
 @kernel(_VOID(_TABLE, _INT))
 def forget(t: Table, s: int) -> None:
     """Take everything of a slot out of the index; its arena rows become free at the next repack."""

@@ -88,7 +88,7 @@ class KafkaLog:
                     continue
                 messages: list[Any] = [first, *consumer.consume(FETCH - 1, 0)]
                 piece: list[RawMessage] = messages
-                if any([message.error() is not None for message in messages]):
+                if any(message.error() is not None for message in messages):
                     ended = self._errors(messages, topic, partition, start)
                     piece = [message for message in messages if message.error() is None]
                 if piece:
