@@ -249,7 +249,10 @@ class Restorer:
         self.metrics.rebuilding.labels(str(partition)).set(0)
         self.metrics.restored.labels("rebuilt").inc(handled)
         log.warning("partition %d: rebuilt from %d records in %.1f s", partition, handled, time.monotonic() - began)
-        return self.store.claim(partition, nonce)
+        claim = self.store.claim(partition, nonce)
+        if dict(claim.applied) != replay.position.applied:
+            raise broken(partition, replay.position.applied, claim.applied)  # it went back since the end of the rebuild
+        return claim
 
     # -- adopting
 

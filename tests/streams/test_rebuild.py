@@ -151,7 +151,7 @@ class Shelf:
         return self.known[self.now]
 
     def by_digest(self, digest: str) -> Model:
-        return self.known[digest]
+        return self.known[digest] if digest else Fallback(0.5)
 
 
 def decoder() -> Decoder:
