@@ -244,6 +244,8 @@ def test_every_event_becomes_a_score_a_dead_letter_a_duplicate_or_a_profile_fact
 
 
 IN_TRANSACTIONS = {"transaction_begun", "transaction_committed"}
+# What a worker leaves behind at these places is the same in both modes.
+ALIKE = {"after_claim", "after_intent", "after_compute", "before_hint"}
 
 
 @pytest.mark.timeout(600)
@@ -257,7 +259,7 @@ def test_killed_at_every_place_the_next_worker_finishes_what_was_begun(deploymen
     assert calm.work(CHURN_BATCH_MAX_EVENTS="350")["scores"] == 6_000
 
     # The last two are reached when the worker has nothing more to do.
-    places = [place for place in CRASH_PLACES if delivery == "exactly_once" or place not in IN_TRANSACTIONS]
+    places = [place for place in CRASH_PLACES if place not in (ALIKE if delivery == "exactly_once" else IN_TRANSACTIONS)]
     for number, place in enumerate(places):
         variables = {"CHURN_BATCH_MAX_EVENTS": "100", "CHURN_DELIVERY": delivery}
         variables[CRASH_VARIABLE] = f"{place}:{1 + number % 2 if place[:2] != 'on' else 1}"
