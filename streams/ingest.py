@@ -87,7 +87,6 @@ class Ingest:
     merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
     assignments: int = 0
-    group: Any = None  # metadata of the group as of the last assignment, for offsets committed in a transaction
     _merges: dict[int, Merge] = field(default_factory=dict)
     _dropped: set[int] = field(default_factory=set)
     _waiting: dict[int, Claim] = field(default_factory=dict)  # claimed and not restored yet
@@ -367,8 +366,6 @@ class Ingest:
         partitions = sorted({tp.partition for tp in assigned})
         if len(assigned) != len(partitions) * len(TOPICS):
             raise Misrouted(f"assigned {sorted((tp.topic, tp.partition) for tp in assigned)}: not the same partitions of every input topic")
-        # Here and not where it is used: asked for from another thread while this one polls, the client hangs.
-        self.group = consumer.consumer_group_metadata()
         # Nothing is read before the partitions are restored, and that must not keep the group waiting.
         consumer.assign([])
         for partition in partitions:

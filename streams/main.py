@@ -146,8 +146,7 @@ class Worker:
         outputs = SinkSettings(self._client, s.prefixed(SCORES), s.prefixed(DEAD_LETTERS), s.progress_timeout_s, s.prefixed(ALERTS))
         sink: KafkaSink | Transactions = KafkaSink(outputs)
         if s.delivery == "exactly_once":
-            # The last two are made below, they need this one.
-            sink = Transactions(outputs, s.topic_prefix + s.group_id, inputs, lambda: ingest.group, lambda place: reached(place))  # noqa: PLW0108
+            sink = Transactions(outputs, s.topic_prefix + s.group_id, lambda place: reached(place))  # noqa: PLW0108 - made below, from this one
         reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), dict.fromkeys(("half_produced", "after_produce"), sink.flush))
         engine = Engine(
             EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis),
@@ -231,15 +230,19 @@ class Worker:
         def on_result(result: Result) -> None:
             watchdog.moved()
             self._last = (time.perf_counter(), time.process_time())
-            if not isinstance(sink, Transactions):  # there they are committed along
-                ingest.applied(result.applied)
+            ingest.applied(result.applied)
             for partition in result.fenced:
                 ingest.drop(partition)
 
         feeder = Feeder(channel, ingest.take, lambda: ingest.caught_up, on_result, result_timeout_s=s.progress_timeout_s)
         scoring_agent(app, channel, engine.process, lambda: feeder.progress)
+
+        def stop() -> None:
+            watchdog.stopping()  # from here on: the item in work may be what hangs
+            feeder.drain()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, feeder.drain)
+            loop.add_signal_handler(number, stop)
         watchdog.start()
         store_watch.start()
         try:

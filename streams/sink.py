@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from features.facts import TOPICS
 from features.store import Claim, Offsets
 from proto.errors import DependencyUnreachable, Fenced, InvariantBroken
 from streams.outbox import Outbox, Record, Tail
@@ -26,8 +25,6 @@ _FENCED: Final = (
     KafkaError.INVALID_PRODUCER_ID_MAPPING,
 )
 """Another worker has claimed the transactional id."""
-_OUT_OF_GROUP: Final = (KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID)
-"""The group has gone on without us: another worker has the partition, or will have it."""
 _PARALLEL: Final = 16
 """Most transactions committed at the same time."""
 
@@ -113,20 +110,18 @@ class KafkaSink:
 class Transactions:
     """A transactional producer for each owned partition: whoever has claimed it last is the only one that can commit.
 
-    group: metadata of the consumer group whose offsets are committed along, None when there is none; `topics` are the input topics in
-    topic-index order. transactional.id is `<prefix>-<partition>`. A partition is claimed before its first
-    batch, whose thread may be another one.
+    transactional.id is `<prefix>-<partition>`. A partition is claimed before its first batch, whose thread may be another one.
+    The group's offsets, hints anyway, are not part of a transaction: the client's call for that ignores its timeout, and never
+    returned after the link to Kafka was cut at the wrong moment (librdkafka #5456).
     """
 
     def __init__(
         self,
         settings: SinkSettings,
         prefix: str,
-        topics: Sequence[str],
-        group: Callable[[], Any],
         reached: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._settings, self._prefix, self._topics, self._group, self._reached = settings, prefix, topics, group, reached
+        self._settings, self._prefix, self._reached = settings, prefix, reached
         self._claims: dict[int, Future[Producer]] = {}
         self._pool = ThreadPoolExecutor(_PARALLEL, "transaction")
 
@@ -145,13 +140,11 @@ class Transactions:
             raise DependencyUnreachable(f"Kafka: transactions of partition {partition}: {error.args[0].str()}") from error
 
     def transact(self, outputs: Mapping[int, tuple[Outbox, Offsets]]) -> set[int]:
-        """Commit the outputs of each partition with the offsets they come from; the partitions that are another worker's by now.
+        """Commit the outputs of each partition; the partitions that are another worker's by now.
 
         Raises DependencyUnreachable when Kafka does not take them; those of other partitions may be committed then.
         """
-        futures = {
-            partition: self._pool.submit(self._transact, partition, outbox, offsets) for partition, (outbox, offsets) in outputs.items()
-        }
+        futures = {partition: self._pool.submit(self._transact, partition, outbox) for partition, (outbox, _) in outputs.items()}
         done = {partition: future.exception() for partition, future in futures.items()}
         for failure in done.values():
             if failure is not None and not isinstance(failure, Fenced):
@@ -186,7 +179,7 @@ class Transactions:
         _patiently(lambda: producer.init_transactions(timeout_s), timeout_s)
         return producer
 
-    def _transact(self, partition: int, outbox: Outbox, offsets: Offsets) -> None:
+    def _transact(self, partition: int, outbox: Outbox) -> None:
         claim = self._claims.get(partition)
         if claim is None:
             raise Fenced(f"partition {partition}: given up before its outputs were committed")
@@ -194,21 +187,18 @@ class Transactions:
         end = time.monotonic() + self._settings.timeout_s
         while True:
             try:
-                self._once(producer, partition, outbox, offsets)
+                self._once(producer, partition, outbox)
                 return
             except KafkaException as failure:
                 error: KafkaError = failure.args[0]
                 if error.code() in _FENCED:
                     raise Fenced(f"partition {partition}: another worker has claimed its transactions ({error.str()})") from failure
-                if error.code() in _OUT_OF_GROUP:
-                    _aborted(producer, self._settings.timeout_s)
-                    raise Fenced(f"partition {partition}: the group has gone on without this worker ({error.str()})") from failure
                 if error.fatal() or not error.txn_requires_abort() or time.monotonic() > end:
                     raise DependencyUnreachable(f"Kafka: outputs of partition {partition} not committed: {error.str()}") from failure
                 log.warning("partition %d: transaction repeated: %s", partition, error.str())
                 _aborted(producer, self._settings.timeout_s)
 
-    def _once(self, producer: Producer, partition: int, outbox: Outbox, offsets: Offsets) -> None:
+    def _once(self, producer: Producer, partition: int, outbox: Outbox) -> None:
         s = self._settings
         producer.begin_transaction()
         self._reached("transaction_begun")
@@ -219,12 +209,6 @@ class Transactions:
         _queue(producer, s.scores, partition, outbox.scores[half:])
         _queue(producer, s.dead_letters, partition, outbox.dead_letters)
         self._reached("after_produce")
-        group = self._group()
-        if group is not None:
-            self._reached("before_hint")
-            places = [TopicPartition(topic, partition, offsets[name] + 1) for topic, name in zip(self._topics, TOPICS, strict=True)]
-            hints = [place for place in places if place.offset > 0]
-            _patiently(lambda: producer.send_offsets_to_transaction(hints, group, s.timeout_s), s.timeout_s)
         _patiently(lambda: producer.commit_transaction(s.timeout_s), s.timeout_s)
         self._reached("transaction_committed")
 
