@@ -101,15 +101,6 @@ def library(text: str | None = None) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys:
-    """Keys of some customers: to set, main and chunks, and to delete."""
-
-    mains: list[bytes]
-    chunks: list[bytes]
-    dropped: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class Size:
     """What one customer takes: bytes of its values, and bytes of the server's memory for all its keys."""
 
@@ -218,17 +209,21 @@ class RedisStore:
     def restore(self, partition: int, nonce: str, customers: Sequence[CustomerWrite]) -> None:
         """As in Store."""
         check_size(partition, customers)
-        keys = self._customer_keys(partition, customers)
-        values = [write.main for write in customers] + [chunk for write in customers for _, chunk in write.chunks]
+        prefix, facts = self._prefix(partition, b"c"), self._prefix(partition, b"f")
+        names = [_key(write.customer) for write in customers]
+        mains = [prefix + name for name in names]
+        chunks = [facts + name + b":%d" % number for name, write in zip(names, customers, strict=True) for number, _ in write.chunks]
+        dropped = [facts + name + b":%d" % number for name, write in zip(names, customers, strict=True) for number in write.dropped]
         command = self._function(
             "restore",
-            (*self._own(partition)[:2], *keys.mains, *keys.chunks, *keys.dropped),
+            (*self._own(partition)[:2], *mains, *chunks, *dropped),
             nonce,
-            str(len(keys.mains)),
-            str(len(keys.chunks)),
+            str(len(mains)),
+            str(len(chunks)),
             digests(write.customer for write in customers),
             str(self._restored.get(partition, 0)),
-            *values,
+            *(write.main for write in customers),
+            *(chunk for write in customers for _, chunk in write.chunks),
         )
         _accept(_rebuild_refusal(self._call(partition, *command), partition))
         self._restored[partition] = self._restored.get(partition, 0) + 1
@@ -327,34 +322,35 @@ class RedisStore:
         chunk = self._prefix(partition, b"f") + _key(customer) + b":%d"
         return [self._prefix(partition, b"c") + _key(customer), *(chunk % (first + i) for i in range(len(state.chunks)))]
 
-    def _customer_keys(self, partition: int, customers: Sequence[CustomerWrite]) -> _Keys:
-        prefix, facts = self._prefix(partition, b"c"), self._prefix(partition, b"f")
-        keys = _Keys([], [], [])
-        for write in customers:
-            name = _key(write.customer)
-            keys.mains.append(prefix + name)
-            if write.chunks:
-                keys.chunks.extend([facts + name + b":%d" % number for number, _ in write.chunks])
-            if write.dropped:
-                keys.dropped.extend([facts + name + b":%d" % number for number in write.dropped])
-        return keys
-
     def _function(self, name: str, keys: Sequence[bytes], *args: str | bytes, read_only: bool = False) -> Command:
         return ("FCALL_RO" if read_only else "FCALL", f"churn_{name}_{self._version}", len(keys), *keys, *args)
 
     def _apply_command(self, batch: Apply) -> Command:
-        customers = batch.customers
-        keys = self._customer_keys(batch.partition, customers)
-        values = [write.main for write in customers] + [chunk for write in customers for _, chunk in write.chunks]
+        prefix, facts = self._prefix(batch.partition, b"c"), self._prefix(batch.partition, b"f")
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        dropped: list[bytes] = []
+        new: list[str] = []
+        for write in batch.customers:
+            name = _key(write.customer)
+            keys.append(prefix + name)
+            values.append(write.main)
+            if write.chunks:
+                keys += [facts + name + b":%d" % number for number, _ in write.chunks]
+                values += [chunk for _, chunk in write.chunks]
+            if write.dropped:
+                dropped += [facts + name + b":%d" % number for number in write.dropped]
+            if write.new:
+                new.append(write.customer)
         offsets = [part for topic, former in batch.former.items() for part in (topic, str(former), str(batch.to[topic]))]
         counters = [part for name, count in batch.counters.items() for part in (_COUNTER + name.encode(), str(count))]
         return self._function(
             "apply",
-            (*self._own(batch.partition), *keys.mains, *keys.chunks, *keys.dropped),
+            (*self._own(batch.partition), *keys, *dropped),
             batch.nonce,
             batch.model,
             str(batch.watermark_ms),
-            digests(write.customer for write in customers if write.new),
+            digests(new),
             batch.outbox,
             str(len(batch.former)),
             str(len(batch.counters)),
