@@ -1,21 +1,25 @@
-"""The consumer of a worker where it meets Kafka: what goes wrong inside the client's callbacks is seen outside."""
+"""The consumer of a worker where it meets Kafka: errors inside the client's callbacks are seen outside, and a flood stays in Kafka."""
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import NoReturn
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from features.facts import TOPICS
+from features.memory_store import MemoryStore
 from features.store import Claim
 from proto.errors import DependencyUnreachable, StoreUnavailable
 from streams.codec import Decoder
-from streams.ingest import Ingest, IngestSettings
+from streams.ingest import FETCH, Ingest, IngestSettings
 from streams.settings import Settings
-from streams.topics import client_config, create
+from streams.topics import client_config, create, producer_config
 
 pytestmark = pytest.mark.servers
 
@@ -68,3 +72,69 @@ def test_an_error_in_an_assignment_is_the_failure_of_the_reader(settings: Settin
     with pytest.raises(seen):
         ingest.take()
     client.close()
+
+
+class Owning:
+    """An owner of partitions without a past."""
+
+    def assign(self, partition: int, nonce: str) -> Claim:
+        return MemoryStore().claim(partition, nonce)
+
+    def restored(self, claim: Claim) -> None:
+        """As it was claimed."""
+
+    def revoke(self, partitions: Sequence[int], *, lost: bool) -> None:
+        """Nothing to give back."""
+
+
+FLOOD = 20_000
+EVENT_BYTES = 4_000
+
+
+def read_ahead(settings: Settings, bound: int) -> int:
+    """Bytes that lie decoded in front of a worker that takes nothing, once it has stopped reading on."""
+    ingest = Ingest(
+        IngestSettings(
+            client_config(settings),
+            f"{settings.group_id}-{bound}",
+            [settings.prefixed(topic) for topic in TOPICS],
+            100_000,
+            0.01,
+            bound,
+            10,
+        ),
+        Decoder(currency="EUR", rates={}, future_ms=0, max_bytes=1_000_000, digest_key=b"k"),
+        Owning(),
+        lambda: None,
+    )
+    ingest.start()
+    seen, since, begin = 0, time.monotonic(), time.monotonic()
+    while time.monotonic() - since < 3 or not seen:
+        assert time.monotonic() - begin < 60
+        now = sum(buffer.bytes for merge in ingest._merges.values() for buffer in merge.buffers)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        time.sleep(0.05)
+    ingest.stop()
+    assert ingest.join(20)
+    return seen
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_get_on_reads_ahead_no_further_than_its_bound(settings: Settings) -> None:
+    """80 MB wait. What comes on top of the bound is one fetch, which is in hand before it is counted."""
+    create(settings)
+    noise = Random(1).randbytes(EVENT_BYTES).hex()
+    producer = Producer({**producer_config(settings), "linger.ms": 20})
+    for number in range(FLOOD):
+        event = {"event_id": f"e{number}", "customer_id": f"c{number % 997}", "kind": "login", "event_time": 1_700_000_000_000 + number}
+        event["padding"] = noise[number % EVENT_BYTES :][:EVENT_BYTES]
+        producer.produce(settings.prefixed("logins"), json.dumps(event), str(event["customer_id"]))
+        if number % 2_000 == 0:
+            producer.poll(0)
+    assert producer.flush(60) == 0
+    bound = 1 << 20
+    fetch = FETCH * (EVENT_BYTES + 200)
+    assert bound // 2 < read_ahead(settings, bound) < settings.partitions * bound + fetch < FLOOD * EVENT_BYTES // 2
+    # Without a bound it takes all there is: the test would see it.
+    assert read_ahead(settings, 1 << 30) > FLOOD * EVENT_BYTES
