@@ -20,7 +20,7 @@ def write(*, check: bool = False, page: Path = PAGE) -> bool:
     """Fill in the generated parts; whether that changes the page. check: leave it as it is."""
     text = page.read_text("utf-8")
     lines = ledger.read(ledger.COMMITTED)
-    parts = {"totals": totals(lines), "faults": table(lines), "soak": soak(ledger.read(SOAK))}
+    parts = {"totals": totals(lines), "violations": violations(lines), "faults": table(lines), "soak": soak(ledger.read(SOAK))}
     new = text
     for name, part in parts.items():
         pattern = re.compile(rf"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -57,6 +57,18 @@ def totals(lines: Sequence[ledger.Line]) -> str:
         ("commits", ", ".join(sorted({line["commit"] for line in lines}))),
     ]
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+
+
+def violations(lines: Sequence[ledger.Line]) -> str:
+    """Every round with a violation, and what was behind it (`note` of its line, added by hand)."""
+    bad = [line for line in lines if line.get("violations")]
+    if not bad:
+        return "None.\n"
+    rows = ["| round | fault | commit | first violation | what it was |\n|---|---|---|---|---|\n"]
+    for line in bad:
+        first = line["violations"][0][:80].replace("|", "/")
+        rows.append(f"| {line['seed']} | `{line['fault']}` | {line['commit']} | {first} | {line.get('note', '?')} |\n")
+    return "".join(rows)
 
 
 def table(lines: Sequence[ledger.Line]) -> str:
