@@ -80,6 +80,11 @@ class Outcome:
     error: str
 
     @property
+    def reason(self) -> str:
+        """Why the target is missed."""
+        return self.claim.reason or f"a quick run, whose floor is {self.floor}"
+
+    @property
     def failed(self) -> bool:
         """Not measured, or beyond the floor."""
         return bool(self.error) or not self.claim.holds(self.value, self.floor)
@@ -154,7 +159,9 @@ def run(command: str, timeout_s: float) -> dict[str, Any] | str:
     """The JSON object on the last line of a command's stdout, or a text that says why there is none."""
     _say(f"$ {command}")
     begin = time.monotonic()
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    # As in a new shell: a `make` that knows it runs inside another one ends with a line about directories.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     # A session of its own, so that a command that hangs is stopped with all it started.
     with subprocess.Popen(
         command, shell=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -207,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         "quick": options.quick,
         "failed": [{"id": o.claim.id, "value": o.value, "floor": o.floor, "error": o.error} for o in failed],
         "missed_targets": [
-            {"id": o.claim.id, "value": o.value, "target": o.claim.target, "reason": o.claim.reason} for o in outcomes if o.missed
+            {"id": o.claim.id, "value": o.value, "target": o.claim.target, "reason": o.reason} for o in outcomes if o.missed
         ],
         "values": {o.claim.id: o.value for o in outcomes},
     }

@@ -105,7 +105,9 @@ def work(hold_s: float, fault: str) -> int:
     main.log_to_stderr(settings.log_level)
     summary: dict[str, Any] = {}
     try:
-        summary = main.Worker(settings, client_config(settings, where.kafka), where.redis, until_idle_s=IDLE_S).run()
+        worker = main.Worker(settings, client_config(settings, where.kafka), where.redis, until_idle_s=IDLE_S)
+        summary = worker.run()
+        summary["resent_metric"] = worker._metrics.registry.get_sample_value("churn_batches_resent_total")
     except ChurnError as error:
         summary["error"] = str(error)
     feeder = feeders[0]
@@ -222,7 +224,8 @@ def measure(settings: Settings, kafka: str, redis: str, *, rebalances: int, hold
         said = text_of(log)[-3000:]
     scores = scored(client_config(own), own.prefixed("churn-scores"))
     figures = {
-        name: summary.get(name) for name in ("rebalances", "items", "items_resent", "events_in", "scores", "residue", "batches_lost")
+        name: summary.get(name)
+        for name in ("rebalances", "items", "items_resent", "resent_metric", "events_in", "scores", "residue", "batches_lost")
     }
     failures = [
         text
@@ -233,6 +236,7 @@ def measure(settings: Settings, kafka: str, redis: str, *, rebalances: int, hold
             ("an event has two scores", any(count > 1 for count in scores.values())),
             ("the residue is not 0", figures["residue"] != 0),
             (f"only {figures['rebalances']} rebalances", (figures["rebalances"] or 0) < rebalances),
+            ("the metric counts other items", figures["resent_metric"] != figures["items_resent"]),
             ("no rebalance met an item in its queue", hold_s > 0 and not figures["items_resent"]),
         )
         if bad

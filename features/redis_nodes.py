@@ -105,7 +105,7 @@ class _Cluster:
     def __init__(self, urls: Sequence[str], options: dict[str, Any]) -> None:
         self._seeds: list[Address] = []
         for url in urls:
-            said: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+            said: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
             if "path" in said or said.get("db", 0) != 0:
                 raise ValueError("a cluster has neither a socket file nor a database number")
             place = urlsplit(url)

@@ -279,8 +279,11 @@ class Worker:
 
     async def _until_done(self, feeder: Feeder, ingest: Ingest) -> None:
         loop = asyncio.get_running_loop()
+        resent = 0
         while not feeder.ended.is_set():
             await asyncio.wait([asyncio.ensure_future(feeder.ended.wait())], timeout=0.1)
+            self._metrics.resent.inc(feeder.progress.resent - resent)
+            resent = feeder.progress.resent
             for partition, lag in ingest.lags().items():
                 self._metrics.lag.labels(str(partition)).set(lag)
             idle_since = feeder.progress.idle_since

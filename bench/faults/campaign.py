@@ -69,7 +69,7 @@ def run(
     left.sort(key=lambda item: (item[1].nodes, item[1].fresh or fresh))  # rounds on the same ground together
     while left:
         kind = left[0][1].nodes, left[0][1].fresh or fresh
-        part = list(takewhile(lambda item, kind=kind: (item[1].nodes, item[1].fresh or fresh) == kind, left))[:FRESH_GROUND_AFTER]  # type: ignore[misc]
+        part = list(takewhile(lambda item, kind=kind: (item[1].nodes, item[1].fresh or fresh) == kind, left))[:FRESH_GROUND_AFTER]  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
         left = left[len(part) :]
         try:
             _rounds(part, mode, events, at, kind[1], book, home, say)

@@ -24,7 +24,7 @@ def write(*, check: bool = False, page: Path = PAGE) -> bool:
     new = text
     for name, part in parts.items():
         pattern = re.compile(rf"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        new = pattern.sub(lambda match, part=part: match[1] + part + match[2], new)  # type: ignore[misc]
+        new = pattern.sub(lambda match, part=part: match[1] + part + match[2], new)  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
     if not check and new != text:
         page.write_text(new, "utf-8")
     return new != text

@@ -338,7 +338,7 @@ class Run:
         while start < len(records):
             count = self.random.choice([1, 3, 10, 50])
             piece = records[start : start + count]
-            self.schedule.at(delay, lambda piece=piece: self._arrive(piece))  # type: ignore[misc]
+            self.schedule.at(delay, lambda piece=piece: self._arrive(piece))  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
             start += count
             delay += self.random.choice([1, 5, 50])
 

@@ -94,7 +94,16 @@ def test_a_distinct_command_runs_once_and_quick_takes_the_short_one(tmp_path: Pa
     assert count.read_text() == "x\n"
     code, summary = run(capsys, path, "--quick")
     assert (code, summary["values"]) == (0, {"speed": 2, "other": 2})
+    assert summary["missed_targets"][0]["reason"] == "a quick run, whose floor is 2"
     assert count.read_text() == "x\n"
+
+
+def test_a_command_runs_as_in_a_new_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Makefile").write_text("""all:\n\t@echo '{"n": 10}'\n""")
+    monkeypatch.setenv("MAKELEVEL", "1")  # as `make claims` sets it
+    monkeypatch.setenv("MAKEFLAGS", "w")
+    path = ledger(tmp_path / "l.toml", {"command": f"cd {tmp_path} && make", "key": "n"})
+    assert run(capsys, path)[0] == 0
 
 
 def test_an_issue_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,9 +151,9 @@ class RedisCluster:
                 if number:
                     clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[number].port, bus)
             for number in range(3, 6):
-                until(lambda: clients[number].execute_command("CLUSTER", "REPLICATE", ids[number - 3]), "a replica knows its primary")  # noqa: B023
+                until(lambda: clients[number].execute_command("CLUSTER", "REPLICATE", ids[number - 3]), "a replica knows its primary")  # noqa: B023 - called within this turn of the loop
             for client in clients:
-                until(lambda: self._whole(client), "a node knows all others")  # noqa: B023
+                until(lambda: self._whole(client), "a node knows all others")  # noqa: B023 - called within this turn of the loop
 
     def stop(self) -> None:
         for node in self.nodes:

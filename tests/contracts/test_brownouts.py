@@ -192,7 +192,7 @@ def test_a_slow_server_answers_late_and_the_batch_is_in_once(own: RedisServer) -
         with writer.at_work():
             for seconds, what in ((0.5, "ALL"), (1.0, "WRITE"), (0.7, "ALL")):
                 seen = writer.done
-                until(lambda: writer.done > seen + 5, "batches are applied")  # noqa: B023
+                until(lambda: writer.done > seen + 5, "batches are applied")  # noqa: B023 - called within this turn of the loop
                 admin.execute_command("CLIENT", "PAUSE", int(1_000 * seconds), what)
                 time.sleep(seconds + 0.1)
         writer.whole()
@@ -219,12 +219,12 @@ def test_restarts_under_load_lose_nothing(hard: bool, own: RedisServer) -> None:
         with writer.at_work():
             for _ in range(5):
                 seen = writer.done
-                until(lambda: writer.done > seen + 50, "batches are applied")  # noqa: B023
+                until(lambda: writer.done > seen + 50, "batches are applied")  # noqa: B023 - called within this turn of the loop
                 own.stop(hard=hard)
                 began = time.monotonic()
                 own.start()
                 seen = writer.done
-                until(lambda: writer.done > seen, "batches go on")  # noqa: B023
+                until(lambda: writer.done > seen, "batches go on")  # noqa: B023 - called within this turn of the loop
                 seconds.append(time.monotonic() - began)
         writer.whole()
         assert max(seconds) < 3
@@ -415,7 +415,7 @@ def test_a_failover_in_good_order_is_not_noticed(cluster: RedisCluster) -> None:
             stack.enter_context(writers[-1].at_work())
         for primary in cluster.primaries():
             seen = [writer.done for writer in writers]
-            until(lambda: all(w.done > s + 20 for w, s in zip(writers, seen, strict=True)), "batches are applied")  # noqa: B023
+            until(lambda: all(w.done > s + 20 for w, s in zip(writers, seen, strict=True)), "batches are applied")  # noqa: B023 - called within this turn of the loop
             replica = cluster.replica_of(primary)
             assert replica is not None
             with closing(replica.client()) as client:

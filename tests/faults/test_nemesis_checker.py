@@ -129,7 +129,7 @@ def _edit_stand(**changes: Any) -> Corruption:
     def corrupt(e: Evidence, draw: random.Random) -> None:
         p = _partition(e, draw)
         stand = e.stands[p]
-        e.stands[p] = replace(stand, **{k: v(stand) if callable(v) else v for k, v in changes.items()})  # type: ignore[index]
+        e.stands[p] = replace(stand, **{k: v(stand) if callable(v) else v for k, v in changes.items()})  # type: ignore[index]  # e.stands is spoilt on purpose, a Mapping elsewhere
 
     return corrupt
 
@@ -205,7 +205,7 @@ def alert_twice_as_high(e: Evidence, draw: random.Random) -> None:
 
 def forget_a_known_customer(e: Evidence, draw: random.Random) -> None:
     p = _partition(e, draw)
-    e.stands[p] = replace(e.stands[p], customers=e.stands[p].customers[8:])  # type: ignore[index]
+    e.stands[p] = replace(e.stands[p], customers=e.stands[p].customers[8:])  # type: ignore[index]  # e.stands is spoilt on purpose, a Mapping elsewhere
 
 
 def drop_letter(e: Evidence, draw: random.Random) -> None:

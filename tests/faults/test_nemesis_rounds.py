@@ -23,10 +23,10 @@ def test_a_short_sample_of_rounds_finds_nothing_and_the_ledger_resumes(tmp_path:
     said: list[str] = []
     faults = ["kill", "redis_kill", "graceful"]
     common = {"seed": "ci", "faults": faults, "events": 1_500, "book": book, "home": home, "say": said.append}
-    lines = campaign.run(rounds=3, **common)  # type: ignore[arg-type]
+    lines = campaign.run(rounds=3, **common)  # type: ignore[arg-type]  # the values of a dict of mixed arguments
     assert [line["fault"] for line in lines] == faults
     assert [line.get("violations", []) for line in lines] == [[], [], []], said
-    assert campaign.run(rounds=3, **common) == lines  # type: ignore[arg-type]
+    assert campaign.run(rounds=3, **common) == lines  # type: ignore[arg-type]  # the values of a dict of mixed arguments
     figures = campaign.figures(lines, book)
     assert (figures["rounds"], figures["violated"], figures["graceful_raw_duplicates"]) == (3, 0, 0)
 

@@ -365,7 +365,7 @@ def test_dying_anywhere_changes_neither_state_nor_scores(seed: int) -> None:
         log.fail_at = log.flushes + random.choice([1, 3, 9])
         # A new process: nothing in memory, other batch sizes, a small cache, another clock.
         engine = engine_on(store, log, max_facts=random.choice([1, 100_000]))
-        engine._clock_ms = lambda life=life: NOW_MS + life  # type: ignore[misc]
+        engine._clock_ms = lambda life=life: NOW_MS + life  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
         try:
             run(engine, start(engine, topics, f"n{life}"), size=random.randint(5, 30))
         except Died:
@@ -412,7 +412,7 @@ def test_in_transactions_dying_anywhere_repeats_and_loses_nothing(seed: int) -> 
 
         log.name, log.reached = f"n{life}", reached
         engine = engine_on(store, log, models, max_facts=random.choice([1, 100_000]))
-        engine._clock_ms = lambda life=life: NOW_MS + life  # type: ignore[misc]
+        engine._clock_ms = lambda life=life: NOW_MS + life  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
         engine._reached = reached
         try:
             claim = engine.assign(0, f"n{life}")
