@@ -328,8 +328,8 @@ class Ingest:
         bound = self.settings.buffer_bytes
         with self._lock:
             buffers = [(partition, buffer) for partition, merge in self._merges.items() for buffer in merge.buffers]
-            full = [(p, b) for p, b in buffers if not b.paused and b.bytes >= bound]
-            free = [(p, b) for p, b in buffers if b.paused and b.bytes <= bound // 2]
+            full = [(p, b) for p, b in buffers if not b.paused and b.held >= bound]
+            free = [(p, b) for p, b in buffers if b.paused and b.held <= bound // 2]
             for _, buffer in full:
                 buffer.paused = True
             for _, buffer in free:

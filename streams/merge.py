@@ -21,6 +21,8 @@ IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 Offsets = Mapping[str, int]
 
+RECORD_BYTES: Final = 640
+"""What a waiting record takes besides its key and value (measured): the client's message, its row, its texts."""
 MAX_CUSTOMERS: Final = 1_000
 """Most customers of one batch: the store applies them in one call."""
 
@@ -103,6 +105,11 @@ class Buffer:
         """Nothing below `position` is still to come (also where offsets are missing); `end` is a newer high watermark."""
         self.position = max(self.position, position)
         self.end = max(self.end, self.position, end)
+
+    @property
+    def held(self) -> int:
+        """Memory the waiting records take, bytes."""
+        return self.bytes + self.count * RECORD_BYTES
 
     @property
     def open(self) -> bool:

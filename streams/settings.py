@@ -138,7 +138,9 @@ class Settings(BaseSettings):
     batch_max_events: int = Field(4_000, ge=1, le=100_000, description="Most events of one partition handled at once (count).")
     batch_linger_ms: int = Field(5, ge=0, le=10_000, description="How long a batch waits to fill when the stream is slow (ms).")
     buffer_bytes: int = Field(
-        32 << 20, ge=1 << 20, description="Bound of the read-ahead of one (topic, partition) (bytes); at half of it reading resumes."
+        32 << 20,
+        ge=1 << 20,
+        description="Bound of the read-ahead of one (topic, partition) in memory (bytes); at half of it reading resumes.",
     )
     max_facts_in_memory: int = Field(
         20_000_000, ge=100_000, description="Bound of facts one worker keeps in memory (count, 80 bytes each)."
