@@ -86,6 +86,8 @@ _PASSING: Final = (
     OutOfMemoryError,
 )
 _PASSING_TEXTS: Final = ("MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED")
+_MOVING_TEXTS: Final = ("during rehashing of the slot", "access a non local key")
+"""What a function is told that reads a customer's keys while their slot is half here and half on another node."""
 _COUNTER: Final = b"count:"
 _APPLIED: Final = b"applied:"
 _SCAN: Final = 1_000
@@ -501,7 +503,10 @@ def _no_function(error: Exception) -> bool:
 def _passes(error: Exception) -> bool:
     if isinstance(error, _REFUSED_LOGIN):
         return False
-    return isinstance(error, _PASSING) or (isinstance(error, ResponseError) and str(error).startswith(_PASSING_TEXTS))
+    if isinstance(error, _PASSING):
+        return True
+    text = str(error)
+    return isinstance(error, ResponseError) and (text.startswith(_PASSING_TEXTS) or any(moving in text for moving in _MOVING_TEXTS))
 
 
 def _batch_refusal(answer: Any, partition: int, former: Offsets) -> Fenced | ChainBroken | None:

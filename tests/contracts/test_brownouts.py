@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from redis.crc import key_slot
 from redis.exceptions import OutOfMemoryError, TimeoutError
 
 from features import redis_store
@@ -462,6 +463,49 @@ def test_a_whole_cluster_that_restarts_is_waited_for(cluster: RedisCluster) -> N
             writer.whole()
 
 
+def test_a_slot_that_moves_to_another_node_is_waited_for(cluster: RedisCluster) -> None:
+    meta = "moving:{3}:meta"
+    slot = key_slot(meta.encode())
+    source = cluster.primary_of(meta)
+    target = next(node for node in cluster.primaries() if node is not source)
+    with ExitStack() as stack:
+        store, reader = (stack.enter_context(closing(RedisStore(cluster.url, namespace="moving", patience_s=WAIT_S))) for _ in range(2))
+        here, there = stack.enter_context(closing(source.client())), stack.enter_context(closing(target.client()))
+        here_id, there_id = (client.execute_command("CLUSTER", "MYID").decode() for client in (here, there))
+        writer = Writer(store)
+        stack.enter_context(writer.at_work())
+        loaded: list[Exception | int] = []
+
+        def read() -> None:
+            """Customers are loaded all the time: either all of them, or an error."""
+            while not ended.is_set():
+                names = [f"c{number}" for number in range(20)]
+                try:
+                    loaded.append(sum(state is not None for state in reader.load(3, names)))
+                except Exception as error:
+                    loaded.append(error)
+
+        until(lambda: writer.done > 200, "batches are applied")
+        ended, thread = threading.Event(), threading.Thread(target=read, daemon=True)
+        thread.start()
+        there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", here_id)
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", there_id)
+        while keys := here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 40):
+            here.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
+            time.sleep(0.02)
+        for client in (there, here):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", there_id)
+        seen, read_before = writer.done, len(loaded)
+        until(lambda: writer.done > seen + 50, "batches go on")
+        until(lambda: len(loaded) > read_before + 5, "reading goes on")
+        ended.set()
+        thread.join(30)
+        assert set(loaded) == {20}
+    with closing(RedisStore(cluster.url, namespace="moving")) as writer.store:
+        writer.whole()
+    assert cluster.primary_of(meta) is target
+
+
 def test_one_round_trip_applies_batches_of_partitions_on_all_nodes(cluster: RedisCluster) -> None:
     partitions = range(16)
     homes = {cluster.primary_of(f"many:{{{partition}}}:meta").port for partition in partitions}
@@ -549,6 +593,11 @@ FAULTS: dict[str, tuple[str, object, str]] = {
         "features.redis_store._PASSING",
         tuple(kind for kind in redis_store._PASSING if kind is not TimeoutError),
         "test_a_slow_server_answers_late_and_the_batch_is_in_once",
+    ),
+    "a slot on its way taken for a broken server": (
+        "features.redis_store._MOVING_TEXTS",
+        (),
+        "test_a_slot_that_moves_to_another_node_is_waited_for",
     ),
     "any version trusted": (
         "features.redis_store.refusal",
