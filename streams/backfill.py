@@ -25,7 +25,7 @@ from streams.log import Log
 from streams.partitioner import murmur2
 from streams.rebuild import Draft, Position
 from streams.snapshot import Snapshots, Stand
-from streams.training import Facts
+from streams.training import Facts, FileMessage
 
 IntArray = npt.NDArray[np.int64]
 
@@ -33,26 +33,6 @@ STEP: Final = 4_000
 """Facts handled at once."""
 PIECE: Final = 5_000
 """Rows decoded at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileMessage:
-    """A row of a file as the message it would become; it counts as received when it happened."""
-
-    record: Record
-    number: int
-
-    def value(self) -> bytes | None:
-        return self.record.value
-
-    def key(self) -> bytes | None:
-        return self.record.key
-
-    def offset(self) -> int:
-        return self.number
-
-    def timestamp(self) -> tuple[int, int]:
-        return 2, self.record.event_ms
 
 
 @dataclass(slots=True)

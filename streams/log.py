@@ -62,6 +62,17 @@ class KafkaLog:
         }
         self._idle: list[Consumer] = []
 
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has. Raises DependencyUnreachable when there is no such topic."""
+        with self._consumer() as consumer:
+            try:
+                known = consumer.list_topics(topic, timeout=self._timeout_s).topics[topic]
+            except KafkaException as error:
+                raise DependencyUnreachable(f"Kafka: topic {topic}: {error.args[0].str()}") from error
+            if known.error is not None:
+                raise DependencyUnreachable(f"Kafka: topic {topic}: {known.error.str()}; run `churnstream topics create`")
+            return len(known.partitions)
+
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """As in Log."""
         with self._consumer() as consumer:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from features.facts import OFFSET, TIME, TOPICS
-from proto.errors import BadInput, DependencyUnreachable, Reason
-from streams.codec import Decoder, Records
+from proto.errors import BadInput, Reason
+from streams.codec import Decoder, RawMessage, Records
 from streams.merge import merge_keys, order
 from streams.settings import Settings
 from streams.topics import client_config
 
-IntArray = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from streams.feed import Record
 
-FETCH: Final = 5_000
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +43,17 @@ class EmittedScores:
 
 
 @dataclass(frozen=True, slots=True)
-class _FileRecord:
+class FileMessage:
     """A row of a file as the message it would become. It counts as appended when it happened."""
 
-    record: Any
+    record: Record
     number: int
 
     def value(self) -> bytes | None:
-        value: bytes = self.record.value
-        return value
+        return self.record.value
 
     def key(self) -> bytes | None:
-        key: bytes = self.record.key
-        return key
+        return self.record.key
 
     def offset(self) -> int:
         return self.number
@@ -82,12 +80,12 @@ def from_files(files: Sequence[Path], mapping: str, settings: Settings) -> list[
     """
     from streams.feed import BadRow, events, load_mapping
 
-    by_topic: dict[int, list[_FileRecord]] = {}
+    by_topic: dict[int, list[FileMessage]] = {}
     for record in events(files, load_mapping(mapping)):
         if isinstance(record, BadRow):
             raise BadInput(f"{record.place}: {record.why}")
         messages = by_topic.setdefault(TOPICS.index(record.topic), [])
-        messages.append(_FileRecord(record, len(messages)))
+        messages.append(FileMessage(record, len(messages)))
     decode = decoder(settings).decode
     return [merged([decode(topic, 0, messages) for topic, messages in sorted(by_topic.items())])]
 
@@ -143,63 +141,20 @@ def emitted_scores(settings: Settings, from_ms: int) -> EmittedScores:
     return EmittedScores(customers, np.array(at, np.int64), np.array(probability, np.float64))
 
 
-def _batches(client: Mapping[str, Any], topics: Sequence[str], timeout_s: float) -> Iterator[tuple[int, int, list[Any]]]:
+def _batches(client: Mapping[str, Any], topics: Sequence[str], timeout_s: float) -> Iterator[tuple[int, int, list[RawMessage]]]:
     """(position in `topics`, partition, messages in offset order) until the end each partition had at the beginning."""
-    from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+    from streams.log import KafkaLog
 
-    consumer = Consumer(
-        {
-            **client,
-            "group.id": "churnstream-training",  # the client asks for one; it is never joined
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "enable.partition.eof": True,
-            "queued.max.messages.kbytes": 65_536,
-        }
-    )
+    source = KafkaLog(client, timeout_s=timeout_s)
     try:
-        left: dict[tuple[str, int], int] = {}
-        starts = []
-        for topic in topics:
-            try:
-                known = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
-                if known.error is not None:
-                    raise DependencyUnreachable(f"Kafka: topic {topic}: {known.error.str()}; run `churnstream topics create`")
-                for partition in known.partitions:
-                    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
-                    if high > low:
-                        left[topic, partition] = high
-                        starts.append(TopicPartition(topic, partition, low))
-            except KafkaException as error:
-                raise DependencyUnreachable(f"Kafka: topic {topic}: {error.args[0].str()}") from error
-        consumer.assign(starts)
-        heard = time.monotonic()
-        while left:
-            # consume waits until it has that many or the time is over, so the time is short and the patience is counted apart.
-            messages = consumer.consume(FETCH, 0.1)
-            if messages:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > timeout_s:
-                raise DependencyUnreachable(f"Kafka: nothing read from {sorted({t for t, _ in left})} within {timeout_s:g} s")
-            by_place: dict[tuple[str, int], list[Any]] = {}
-            reached: dict[tuple[str, int], int] = {}
-            for message in messages:
-                place = message.topic() or "", message.partition() or 0
-                if (problem := message.error()) is None:
-                    by_place.setdefault(place, []).append(message)
-                    reached[place] = (message.offset() or 0) + 1
-                elif problem.code() == KafkaError._PARTITION_EOF:
-                    # Compaction and transactions leave holes: the end is where the broker says, not where the last message lay.
-                    reached[place] = message.offset() or 0
-                else:
-                    raise DependencyUnreachable(f"Kafka: {problem.str()}")
-            for (topic, partition), found in by_place.items():
-                # What came after the beginning is left for the next run: every run has a stated end.
-                kept = [message for message in found if message.offset() < left.get((topic, partition), 0)]
-                if kept:
-                    yield topics.index(topic), partition, kept
-            for place, offset in reached.items():
-                if offset >= left.get(place, 0):
-                    left.pop(place, None)
+        # What comes after the beginning is left for the next run: every run has a stated end.
+        ends = {
+            (position, partition): source.ends(topic, partition)
+            for position, topic in enumerate(topics)
+            for partition in range(source.partitions(topic))
+        }
+        for (position, partition), (low, high) in ends.items():
+            for messages in source.read(topics[position], partition, low, high):
+                yield position, partition, messages
     finally:
-        consumer.close()
+        source.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from random import Random
 
 import pytest
 from confluent_kafka import TopicPartition
@@ -10,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 from redis import Redis
 
 from features.facts import TOPICS
+from features.state import decode
 from streams.log import KafkaLog
 from tests.conftest import run_command
 from tests.e2e.test_worker import Deployment, deployment
@@ -119,3 +122,54 @@ def test_a_worker_takes_snapshots_while_it_works(deployment: Deployment, tmp_pat
     assert "customers from " in done.err
     assert deployment.states() == states
     assert ends(deployment, OUTPUTS) == outputs
+
+
+def test_history_from_files_comes_before_the_live_topics(deployment: Deployment, tmp_path: Path) -> None:
+    random = Random(3)
+    events = [
+        {
+            "topic": "logins" if number % 2 else "transactions",
+            "event_id": f"h{number}",
+            "customer_id": f"c{random.randrange(40)}",
+            "event_time": 1_690_000_000_000 + number * 3_600_000,
+            "kind": "login" if number % 2 else "payment",
+            **({} if number % 2 else {"amount": 12.5}),
+        }
+        for number in range(600)
+    ]
+    file = tmp_path / "history.jsonl"
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    directory = {"CHURN_SNAPSHOT_DIR": str(tmp_path / "snapshots")}
+    environment = deployment.environment | directory
+    # The last hundred have reached the topics as well.
+    for event in events[-100:]:
+        body = {name: value for name, value in event.items() if name != "topic"}
+        deployment.send(str(event["topic"]), (str(event["customer_id"]).encode(), json.dumps(body).encode()))
+    arguments = ("backfill", str(file), "--mapping", "jsonl", "--json")
+    refused = run_command(*arguments, environment=deployment.environment)
+    assert refused.code == 2
+    assert "CHURN_SNAPSHOT_DIR" in refused.err
+    planned = run_command(*arguments, "--dry-run", environment=environment).json()
+    done = run_command(*arguments, environment=environment)
+    assert done.code == 0, done.err
+    filled = done.json()
+    assert {name: filled[name] for name in ("facts", "live", "customers")} == {
+        name: planned[name] for name in ("facts", "live", "customers")
+    }
+    assert (filled["facts"], filled["live"], filled["bad_rows"]) == (500, 100, 0)
+    again = run_command(*arguments, environment=environment)
+    assert again.code == 2
+    assert "holds state already" in again.err
+    summary = deployment.work(**directory)
+    assert (summary["events_in"], summary["scores"], summary["duplicates"]) == (100, 100, 0)
+    states = deployment.states()
+    kept = 0
+    store = deployment.store()
+    for partition in range(deployment.settings.partitions):
+        names = list(store.customers(partition))
+        kept += sum(len(decode(state).facts) + int(decode(state).carry[0]) for state in store.load(partition, names) if state is not None)
+    store.close()
+    assert kept == 600
+    lose_everything(deployment)
+    deployment.work(**directory)
+    assert str(deployment.states()) == str(states)  # a customer without a live event has no score: not a number
