@@ -233,6 +233,8 @@ class Worker:
             ingest.applied(result.applied)
             for partition in result.fenced:
                 ingest.drop(partition)
+            for partition in result.broken:
+                ingest.drop(partition, again_s=0.0)
 
         feeder = Feeder(channel, ingest.take, lambda: ingest.caught_up, on_result, result_timeout_s=s.progress_timeout_s)
         scoring_agent(app, channel, engine.process, lambda: feeder.progress)
