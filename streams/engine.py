@@ -32,7 +32,7 @@ from streams.snapshot import Keeper
 log = logging.getLogger(__name__)
 
 CRASH_VARIABLE: Final = "CHURNSTREAM_CRASH_AT"
-"""Test only: "<place>:<n>" ends the process at once when the place is reached for the n-th time."""
+"""Test only: "<place>:<n>" ends the process at once when the place is reached for the n-th time, "<place>:<n>:hang" stays there."""
 CRASH_PLACES: Final = (
     "after_claim",  # the store knows the new owner, nothing was read
     "after_intent",
@@ -277,6 +277,10 @@ class Engine:
     def owned(self) -> list[int]:
         """Numbers of the owned partitions."""
         return sorted(self._partitions)
+
+    def accounts(self) -> dict[int, Mapping[str, int]]:
+        """Counters of each owned partition since its beginning. From any thread."""
+        return {number: partition.counters for number, partition in list(self._partitions.items())}
 
     def residues(self) -> dict[int, int]:
         """Accounting residue of each owned partition since its beginning; 0 unless something is badly wrong."""
@@ -587,7 +591,7 @@ def crash_point(text: str, before: Mapping[str, Callable[[], None]]) -> Callable
 
     before: what to do first at a place, so that it is what its name says. Raises BadUsage for an unknown place.
     """
-    place, _, number = text.partition(":")
+    place, number, then = (*text.split(":"), "", "")[:3]
     if place and place not in CRASH_PLACES:
         raise BadUsage(f"{CRASH_VARIABLE}={text}: no such place; there are {', '.join(CRASH_PLACES)}")
     left = int(number or 1)
@@ -598,6 +602,8 @@ def crash_point(text: str, before: Mapping[str, Callable[[], None]]) -> Callable
             left -= 1
             if left == 0:
                 before.get(place, lambda: None)()
+                if then == "hang":
+                    threading.Event().wait()
                 os._exit(70)
 
     return reached
