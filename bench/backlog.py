@@ -1,10 +1,11 @@
 """One worker against a backlog: scores per second, CPU seconds by part and by process, bytes per customer.
 
-    python -m bench.backlog [--events 600000] [--trees 200] [--depth 6] [--json]
+    python -m bench.backlog [--events 600000] [--trees 200] [--depth 6] [--delivery exactly_once | both] [--json]
 
 Kafka, Redis and the worker share the machine. The model is as large as the peers' (200 trees of depth 6), trained on vectors of a
 stream like the measured one; its probabilities mean nothing. The rate counts from the broker's clock on the score topic, from the
-score at 10 % of the backlog on, so that start and warm-up are outside.
+score at 10 % of the backlog on, so that start and warm-up are outside. With `--delivery both` the same backlog is measured in both
+modes, one after the other, and `exactly_once_share` is the rate of exactly_once by that of at_least_once.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def append_times(client: dict[str, Any], topic: str, expected: int, timeout_s: f
     return np.sort(np.array(times, np.int64)), bands, explained
 
 
-def measure(events: int, customers: int, trees: int, depth: int) -> dict[str, Any]:
+def measure(events: int, customers: int, trees: int, depth: int, delivery: str) -> dict[str, Any]:
     """The whole run; the figures as one flat object."""
     from features.redis_store import RedisStore, redis_bytes
 
@@ -68,7 +69,7 @@ def measure(events: int, customers: int, trees: int, depth: int) -> dict[str, An
     started = up(settings)
     try:
         servers = {server.name: server.pid for server in from_settings(settings).status()}
-        trial = Trial(settings, started.endpoints.kafka, started.endpoints.redis, "bench")
+        trial = Trial(settings, started.endpoints.kafka, started.endpoints.redis, "bench", {"CHURN_DELIVERY": delivery})
         own = trial.settings
         trial.command("topics", "create", "--json")
         generate(events, customers=customers, seed=7, prefix=own.topic_prefix, config=producer_config(own))
@@ -90,6 +91,7 @@ def measure(events: int, customers: int, trees: int, depth: int) -> dict[str, An
         if started.started:
             from_settings(settings).down(started.started)
     return {
+        "delivery": delivery,
         "events": summary["events_in"],
         "scores": len(times),
         "residue": summary["residue"],
@@ -114,6 +116,20 @@ def measure(events: int, customers: int, trees: int, depth: int) -> dict[str, An
     }
 
 
+def both(events: int, customers: int, trees: int, depth: int) -> dict[str, Any]:
+    """At least once, exactly once, and what the second costs."""
+    one, two = (measure(events, customers, trees, depth, delivery) for delivery in ("at_least_once", "exactly_once"))
+    names = ("scores_per_second", "events_per_cpu_second", "worker_cpu_seconds_per_million")
+    return {
+        "exactly_once_share": round(two["scores_per_second"] / one["scores_per_second"], 3),
+        "exactly_once_share_per_cpu_second": round(two["events_per_cpu_second"] / one["events_per_cpu_second"], 3),
+        "residue": abs(one["residue"]) + abs(two["residue"]),
+        **{f"{name}_{figures['delivery']}": figures[name] for figures in (one, two) for name in names},
+        "at_least_once": one,
+        "exactly_once": two,
+    }
+
+
 def main() -> None:
     """Run from the command line; the figures as one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,9 +137,11 @@ def main() -> None:
     parser.add_argument("--customers", type=int, default=20_000)
     parser.add_argument("--trees", type=int, default=200)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--delivery", choices=("at_least_once", "exactly_once", "both"), default="at_least_once")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line (always so)")
     arguments = parser.parse_args()
-    figures = measure(arguments.events, arguments.customers, arguments.trees, arguments.depth)
+    size = (arguments.events, arguments.customers, arguments.trees, arguments.depth)
+    figures = both(*size) if arguments.delivery == "both" else measure(*size, arguments.delivery)
     for name, value in figures.items():
         print(f"{name}: {value}", file=sys.stderr)
     print(json.dumps(figures))

@@ -80,7 +80,7 @@ def measure(records: int, seed: int) -> dict[str, Any]:
     settings = load()
     started = up(settings)
     try:
-        trial = Trial(settings, started.endpoints.kafka, started.endpoints.redis, "fuzz")
+        trial = Trial(settings, started.endpoints.kafka, started.endpoints.redis, "fuzz", {"CHURN_DEAD_LETTER_LIMIT": "1"})
         own = trial.settings
         trial.command("topics", "create", "--json")
         produce(producer_config(own), own.topic_prefix, records, seed)

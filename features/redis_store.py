@@ -547,7 +547,10 @@ def _accept(refusal: Exception | None) -> None:
 
 
 def _intent_text(intent: Intent) -> bytes:
-    return orjson.dumps({"to": dict(intent.to), "model": intent.model, "scored_at_ms": intent.scored_at_ms})
+    said: dict[str, Any] = {"to": dict(intent.to), "model": intent.model, "scored_at_ms": intent.scored_at_ms}
+    if intent.attempts > 1:
+        said |= {"attempts": intent.attempts, "trying": intent.trying, "given_up": intent.given_up}
+    return orjson.dumps(said)
 
 
 def _claim(partition: int, answer: Sequence[Any]) -> Claim:
@@ -558,7 +561,15 @@ def _claim(partition: int, answer: Sequence[Any]) -> Claim:
     intent = None
     if text is not None:
         said = orjson.loads(text)
-        intent = Intent(said["to"], said["model"], said["scored_at_ms"])
+        trying, given_up = said.get("trying"), said.get("given_up", ())
+        intent = Intent(
+            said["to"],
+            said["model"],
+            said["scored_at_ms"],
+            said.get("attempts", 1),
+            None if trying is None else tuple(trying),
+            tuple((topic, offset) for topic, offset in given_up),
+        )
     fresh, under_way = not applied, b"rebuilding" in fields
     counted, outbox_counted = int(fields.get(b"customers", 0)), int(fields.get(b"outbox", 0))
     return Claim(

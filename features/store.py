@@ -39,11 +39,16 @@ class Intent:
 
     to: offsets the batch ends with; model: digest of the manifest that scores it ("" = no model); scored_at_ms: wall clock
     stamped on its records.
+    attempts: how often the batch was begun. trying: (topic index, offset) of the record being handled alone, and how often it
+    was; given_up: records that are not handled, since workers ended each time they were.
     """
 
     to: Offsets
     model: str
     scored_at_ms: int
+    attempts: int = 1
+    trying: tuple[int, int, int] | None = None
+    given_up: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,3 +64,4 @@ class Reason(IntEnum):
     KEY_MISMATCH = 11  # record key is not the customer_id
     AMOUNT_RANGE = 12  # |amount| above 10^15 minor units, or the customer's sum above 2^62
     TOO_LATE = 13  # at or before the customer's newest event time - 90 d
+    CRASH = 14  # workers ended whenever they handled it

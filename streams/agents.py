@@ -45,6 +45,7 @@ class Progress:
     items: int = 0
     resent: int = 0  # items cleared from the channel before the agent took them, and sent again
     repeats: int = 0  # items the agent refused because it had begun them
+    paused: str = ""  # why nothing is taken any more
     idle_since: float | None = None
     failure: BaseException | None = None
 
@@ -82,6 +83,10 @@ class Feeder(Service):
         if not self._running.is_closed():
             self._running.call_soon_threadsafe(self._wake.set)
 
+    def pause(self, why: str) -> None:
+        """Take nothing more until drained. What is taken already is read again by whoever comes next."""
+        self.progress.paused = why
+
     def drain(self) -> None:
         """Finish the item in work and send no other; `ended` is set then."""
         self._drain.set()
@@ -92,6 +97,7 @@ class Feeder(Service):
         try:
             await self._feed_until_drained()
         except Exception as error:
+            log.critical("feeding stopped: %s", error)
             self.progress.failure = error
         self.ended.set()
 
@@ -100,6 +106,8 @@ class Feeder(Service):
         coming = self._start_take()
         while not self._drain.is_set():
             batches = await coming
+            if progress.paused:
+                await self._drain.wait()
             if self._drain.is_set():
                 return  # taken, but not begun: whoever owns the partitions next reads it again
             if batches:

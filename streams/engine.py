@@ -10,28 +10,29 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from features.facts import PROFILE, TOPICS
+from features.facts import KIND, OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
-from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged
+from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged, StoreWentBack
 from scoring.bands import floors
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
-from streams.scores import Model, Scored, alert_records, dead_letter_record, judged, score_records
+from streams.scores import Model, Scored, alert_records, dead_letter_record, judged, score_records, together
 from streams.snapshot import Keeper
 
 log = logging.getLogger(__name__)
 
 CRASH_VARIABLE: Final = "CHURNSTREAM_CRASH_AT"
-"""Test only: "<place>:<n>" ends the process at once when the place is reached for the n-th time."""
+"""Test only: "<place>:<n>" ends the process at once when the place is reached for the n-th time, "<place>:<n>:hang" stays there."""
 CRASH_PLACES: Final = (
     "after_claim",  # the store knows the new owner, nothing was read
     "after_intent",
@@ -49,6 +50,15 @@ CRASH_PLACES: Final = (
 
 REJECTED: Final = 7
 """What became of a record that was no fact, beyond the kernel's outcomes (features.history.Outcome)."""
+
+
+ATTEMPTS: Final = 2
+"""So often a batch is begun as a whole; then record by record, to learn which one ends the process."""
+TRIES: Final = 2
+"""So often a record may end the process before it is given up: once may be a coincidence."""
+
+IntArray = npt.NDArray[np.int64]
+ByteArray = npt.NDArray[np.uint8]
 
 
 class Models(Protocol):
@@ -102,11 +112,13 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an item did: new offsets of the partitions applied, partitions lost to another worker, counts of this item."""
+    """What an item did: new offsets of the partitions applied, partitions lost to another worker, counts of this item, and
+    partitions whose stored state is not what was applied: they are to be claimed again, and restored."""
 
     applied: Mapping[int, Offsets]
     fenced: Sequence[int]
     counters: Mapping[str, int]
+    broken: Sequence[int] = ()
 
 
 def tally(outcomes: Sequence[int]) -> dict[str, int]:
@@ -142,13 +154,40 @@ def _model(work: _Work) -> str:
 
 
 @dataclass(slots=True)
+class _Refused:
+    """Partitions of an item that go no further: another worker has them, or their stored state is not what was applied."""
+
+    fenced: list[int] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
+    damaged: set[int] = field(default_factory=set)  # those of `broken` of which something is missing
+
+    def __contains__(self, partition: int) -> bool:
+        return partition in self.fenced or partition in self.broken
+
+    @contextmanager
+    def noted(self, partition: int) -> Iterator[None]:
+        """Note a refusal and go on behind the block. A store that is ahead of us is no refusal: somebody else writes there."""
+        try:
+            yield
+        except Fenced as error:
+            log.warning("%s", error)
+            self.fenced.append(partition)
+        except (StoreWentBack, StateDamaged) as error:
+            log.error("%s", error)
+            if partition not in self.broken:
+                self.broken.append(partition)
+            if isinstance(error, StateDamaged):
+                self.damaged.add(partition)
+
+
+@dataclass(slots=True)
 class _Work:
     """A batch on its way through the engine."""
 
     batch: Batch
     partition: Partition
     model: Model
-    scored_at_ms: int
+    intent: Intent
     counters: dict[str, int] = field(default_factory=dict)
     customers: list[str] = field(default_factory=list)
     watermark_ms: int = -1
@@ -239,6 +278,10 @@ class Engine:
         """Numbers of the owned partitions."""
         return sorted(self._partitions)
 
+    def accounts(self) -> dict[int, Mapping[str, int]]:
+        """Counters of each owned partition since its beginning. From any thread."""
+        return {number: partition.counters for number, partition in list(self._partitions.items())}
+
     def residues(self) -> dict[int, int]:
         """Accounting residue of each owned partition since its beginning; 0 unless something is badly wrong."""
         return {number: residue(partition.counters) for number, partition in self._partitions.items()}
@@ -251,37 +294,41 @@ class Engine:
             self.items += 1
             if self.began is None:
                 self.began = (time.perf_counter(), time.process_time())
-            fenced: list[int] = []
-            works = [work for batch in batches if (work := self._intend(batch, fenced)) is not None]
+            refused = _Refused()
+            works = [work for batch in batches if (work := self._intend(batch, refused)) is not None]
             self._reached("after_intent")
             for work in works:
-                self._compute(work)
-                self._reached("after_compute")
-                if self._sink is not None:
-                    # They travel while the next partition is computed.
-                    self._queue(self._sink, work)
+                with refused.noted(work.batch.partition):
+                    self._compute(work)
+                    self._reached("after_compute")
+                    if self._sink is not None:
+                        # They travel while the next partition is computed.
+                        self._queue(self._sink, work)
+            works = [work for work in works if work.batch.partition not in refused]
             if self._sink is not None:
                 with self.parts.part("ack"):
                     self._sink.flush()
                 self._reached("after_produce")
-            done = self._apply(works, fenced)
+            done = self._apply(works, refused)
             self._reached("after_apply")
             if self._transactions is not None and done:
                 with self.parts.part("commit"):
-                    refused = self._transactions.transact({work.batch.partition: (work.outputs, work.batch.to) for work in done})
-                # Whoever has claimed a refused partition finds the outputs with its state.
-                fenced += sorted(refused)
-                done = [work for work in done if work.batch.partition not in refused]
-            for number in fenced:
+                    lost = self._transactions.transact({work.batch.partition: (work.outputs, work.batch.to) for work in done})
+                # Whoever has claimed a lost partition finds the outputs with its state.
+                refused.fenced += sorted(lost)
+                done = [work for work in done if work.batch.partition not in lost]
+            for number in refused.fenced:
                 self._lose(number)
+            for number in refused.broken:
+                self._drop(number)
             counters: Counter[str] = Counter()
             for work in done:
                 self._observe(work.batch, work.partition)
                 counters.update(work.counters)
             self.totals.update(counters)
-            return Result({work.batch.partition: work.partition.applied for work in done}, fenced, dict(counters))
+            return Result({work.batch.partition: work.partition.applied for work in done}, refused.fenced, dict(counters), refused.broken)
 
-    def _intend(self, batch: Batch, fenced: list[int]) -> _Work | None:
+    def _intend(self, batch: Batch, refused: _Refused) -> _Work | None:
         partition = self._partitions.get(batch.partition)
         if partition is None or partition.nonce != batch.nonce:
             return None  # given up since it was merged; its next owner reads it again
@@ -292,6 +339,7 @@ class Engine:
             if not batch.recovered or dict(batch.to) != dict(intent.to):
                 raise InvariantBroken(f"partition {batch.partition}: expected the open batch up to {intent.to}, got {batch.to}")
             model = self._models.by_digest(intent.model)
+            intent = _once_more(intent)
         else:
             model = self._models.current()
             if model.digest != self._model_digest:
@@ -301,7 +349,7 @@ class Engine:
         # States are read before the intent, also before one that is open is written again: once it is accepted, nobody has
         # written since. Read after it, a worker that was suspended in between would take the states its successor has already
         # made of this batch (or those of a store that went back) for the ones before it, and emit what follows from them.
-        try:
+        with refused.noted(batch.partition):
             with self.parts.part("load"):
                 missing = partition.histories.missing(
                     customer for customer, reason in zip(batch.customer, batch.reason.tolist(), strict=True) if not reason
@@ -312,25 +360,46 @@ class Engine:
             if missing:
                 with self.parts.part("load"):
                     partition.histories.load(missing, states)
-        except Fenced as error:
-            log.warning("%s", error)
-            fenced.append(batch.partition)
-            return None
-        except StateDamaged:
+        if batch.partition in refused.damaged:
             # Nothing of the batch was emitted. The next claim finds the mark and rebuilds (streams/rebuild.py).
-            self._store.begin_rebuild(batch.partition, batch.nonce)
-            raise
-        return _Work(batch, partition, model, intent.scored_at_ms)
+            with refused.noted(batch.partition):
+                self._store.begin_rebuild(batch.partition, batch.nonce)
+        if batch.partition in refused:
+            return None
+        return _Work(_without(batch, intent.given_up), partition, model, intent)
 
     def _compute(self, work: _Work) -> None:
         """Facts into the histories, vectors, scores, output records."""
-        batch, histories, model = work.batch, work.partition.histories, work.model
-        part = self.parts.part
+        batch, model, part = work.batch, work.model, self.parts.part
         accepted = batch.reason == Reason.ACCEPTED
         everything = bool(accepted.all())
         picks = None if everything else np.flatnonzero(accepted)
         facts = batch.facts if picks is None else batch.facts[picks]
         customers = batch.customer if picks is None else [batch.customer[i] for i in picks.tolist()]
+        if work.intent.attempts <= ATTEMPTS:
+            accepted_outcome, scored = self._evaluate(work, customers, facts)
+        else:
+            accepted_outcome, scored = self._evaluate_singly(work, customers, facts)
+        outcome = np.full(len(batch), REJECTED, np.uint8)
+        outcome[accepted] = accepted_outcome
+        with part("encode"):
+            if picks is not None:
+                scored = replace(scored, rows=picks[scored.rows])
+            records = score_records(batch, model, work.intent.scored_at_ms, scored)
+            alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.intent.scored_at_ms, scored)
+            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))
+        work.customers = list(dict.fromkeys(customers))
+        # A record given up has moved time in the merge, and moves it wherever it is merged again.
+        decoded = np.where(batch.reason == Reason.CRASH, Reason.ACCEPTED, batch.reason)
+        work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, decoded)
+        work.counters = self._count(batch, outcome)
+        self._metrics.alerts.inc(len(alerts))
+        self._metrics.late.inc(int(np.count_nonzero(scored.late)))
+        self._metrics.fallbacks.inc(len(scored.rows) - int(np.count_nonzero(scored.band)))
+
+    def _evaluate(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
+        """Facts into the histories, and what follows; `rows` of the result are positions among these facts."""
+        part, histories, model = self.parts.part, work.partition.histories, work.model
         with part("kernel"):
             step = histories.step(customers, facts)
         rows = step.rows
@@ -341,31 +410,26 @@ class Engine:
             noted = histories.note_scores(scored_customers, probability, band, step.at[rows], edges)
         with part("reasons"):
             reasons = model.reasons(step.vectors, band, noted.former, self._settings.reasons_top)
-        outcome = np.full(len(batch), REJECTED, np.uint8)
-        outcome[accepted] = step.outcome
-        with part("encode"):
-            source_rows = rows if picks is None else picks[rows]
-            scored = Scored(
-                source_rows,
-                scored_customers,
-                step.at[rows],
-                step.late[rows],
-                step.vectors,
-                probability,
-                band,
-                noted.former_alert,
-                noted.alert,
-                reasons,
-            )
-            records = score_records(batch, model, work.scored_at_ms, scored)
-            alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.scored_at_ms, scored)
-            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))
-        work.customers = list(dict.fromkeys(customers))
-        work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, batch.reason)
-        work.counters = self._count(batch, outcome)
-        self._metrics.alerts.inc(len(alerts))
-        self._metrics.late.inc(int(np.count_nonzero(step.late[rows])))
-        self._metrics.fallbacks.inc(len(rows) - int(np.count_nonzero(band)))
+        at, late = step.at[rows], step.late[rows]
+        scored = Scored(rows, scored_customers, at, late, step.vectors, probability, band, noted.former_alert, noted.alert, reasons)
+        return step.outcome, scored
+
+    def _evaluate_singly(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
+        """The same, one record after the other, each written into the intent first: the next owner learns which one ended us."""
+        batch, intent = work.batch, work.intent
+        log.warning("partition %d: a batch begun %d times is handled record by record", batch.partition, intent.attempts)
+        outcomes, pieces = [], []
+        for i in range(len(facts)):
+            place = int(facts[i, KIND]) >> 3, int(facts[i, OFFSET])
+            times = intent.trying[2] if intent.trying is not None and intent.trying[:2] == place else 0
+            self._store.intend(batch.partition, batch.nonce, batch.former, replace(intent, trying=(*place, times + 1)))
+            outcome, scored = self._evaluate(work, customers[i : i + 1], facts[i : i + 1])
+            outcomes.append(outcome)
+            pieces.append(replace(scored, rows=scored.rows + i))
+        self._store.intend(batch.partition, batch.nonce, batch.former, replace(intent, trying=None))
+        if not pieces:
+            return self._evaluate(work, customers, facts)
+        return np.concatenate(outcomes), together(pieces)
 
     def _queue(self, sink: Sink, work: _Work) -> None:
         partition, outputs = work.batch.partition, work.outputs
@@ -406,7 +470,7 @@ class Engine:
                     self._metrics.events[topic, name].inc(count)
         return tally(by_topic.sum(axis=0).tolist())
 
-    def _apply(self, works: Sequence[_Work], fenced: list[int]) -> list[_Work]:
+    def _apply(self, works: Sequence[_Work], refused: _Refused) -> list[_Work]:
         done = []
         with self.parts.part("state"):
             changes = [self._change(work) for work in works]
@@ -415,18 +479,17 @@ class Engine:
             if self.keeper is not None:
                 for work in works:
                     self.keeper.before_apply(work.batch.partition, work.customers)
-            refused = self._store_all(changes)
+            self._store_all(changes, refused)
         for work in works:
             batch, partition = work.batch, work.partition
             if batch.partition in refused:
-                fenced.append(batch.partition)
                 continue
             partition.applied = dict(batch.to)
             partition.intent = None
             partition.watermark_ms = work.watermark_ms
             partition.model = _model(work)
-            for name, count in work.counters.items():
-                partition.counters[name] += count
+            # All at once: a scrape in another thread sees the counters of one moment.
+            partition.counters = {name: count + work.counters.get(name, 0) for name, count in partition.counters.items()}
             left = residue(partition.counters)
             if left:
                 raise InvariantBroken(
@@ -451,21 +514,15 @@ class Engine:
             outbox=b"" if self._transactions is None else work.outputs.pack(),
         )
 
-    def _store_all(self, changes: Sequence[Apply]) -> set[int]:
-        """Apply all batches in one round trip; the partitions that another worker has claimed."""
+    def _store_all(self, changes: Sequence[Apply], refused: _Refused) -> None:
+        """Apply all batches in one round trip. Raises ChainBroken when a store is ahead of us: somebody else writes there."""
         try:
             self._store.apply(changes)
-        except Fenced:
+        except (Fenced, StoreWentBack):
             # One of them was refused, and it matters which: asked one by one, what is already in is recognised and accepted.
-            refused = set()
             for change in changes:
-                try:
+                with refused.noted(change.partition):
                     self._store.apply([change])
-                except Fenced as error:
-                    log.warning("%s", error)
-                    refused.add(change.partition)
-            return refused
-        return set()
 
     def _observe(self, batch: Batch, partition: Partition) -> None:
         if self.keeper is not None:
@@ -484,20 +541,22 @@ class Engine:
         number = str(batch.partition)
         self.largest_batch = max(self.largest_batch, len(batch))
         self._metrics.batch.observe(len(batch))
-        self._metrics.residue.labels(number).set(0)
         for topic, offset in partition.applied.items():
             self._metrics.applied.labels(topic, number).set(offset)
         if len(batch):
             # One observation a batch, of its oldest record: a histogram update per event would cost more than its score.
             self._metrics.latency.observe(max(0, self._clock_ms() - int(batch.append_ms.min())) / 1_000)
 
-    def _lose(self, number: int) -> None:
-        self._metrics.fenced.inc()
+    def _drop(self, number: int) -> None:
         if self.keeper is not None:
             self.keeper.given_up(number)
         self._partitions.pop(number, None)
         if self._transactions is not None:
             self._transactions.revoke(number)
+
+    def _lose(self, number: int) -> None:
+        self._metrics.fenced.inc()
+        self._drop(number)
         self._fenced[number] += 1
         if self._fenced[number] > 1:
             raise Fenced(f"partition {number}: refused twice; this worker has lost touch with its group")
@@ -507,12 +566,32 @@ class Engine:
             partition.histories.max_facts = max(1, self._settings.max_facts // len(self._partitions))
 
 
+def _once_more(intent: Intent) -> Intent:
+    """The intent of a batch that is begun again. A record that ended its worker twice when it was handled alone is given up."""
+    if intent.trying is not None and intent.trying[2] >= TRIES:
+        topic, offset, _ = intent.trying
+        log.error("%s offset %d: given up, workers end when they handle it", TOPICS[topic], offset)
+        intent = replace(intent, trying=None, given_up=(*intent.given_up, (topic, offset)))
+    return replace(intent, attempts=intent.attempts + 1)
+
+
+def _without(batch: Batch, given_up: Sequence[tuple[int, int]]) -> Batch:
+    if not given_up:
+        return batch
+    detail = dict(batch.detail)
+    for topic, offset in given_up:
+        for row in np.flatnonzero((batch.topic == topic) & (batch.offset == offset)).tolist():
+            batch.reason[row] = Reason.CRASH
+            detail[row] = "a worker ended each time it handled this record"
+    return replace(batch, detail=detail)
+
+
 def crash_point(text: str, before: Mapping[str, Callable[[], None]]) -> Callable[[str], None]:
     """What the parts of a worker tell where they are: it ends the process at the place that `text` names, "" at none.
 
     before: what to do first at a place, so that it is what its name says. Raises BadUsage for an unknown place.
     """
-    place, _, number = text.partition(":")
+    place, number, then = (*text.split(":"), "", "")[:3]
     if place and place not in CRASH_PLACES:
         raise BadUsage(f"{CRASH_VARIABLE}={text}: no such place; there are {', '.join(CRASH_PLACES)}")
     left = int(number or 1)
@@ -523,6 +602,8 @@ def crash_point(text: str, before: Mapping[str, Callable[[], None]]) -> Callable
             left -= 1
             if left == 0:
                 before.get(place, lambda: None)()
+                if then == "hang":
+                    threading.Event().wait()
                 os._exit(70)
 
     return reached

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,8 @@ FETCH: Final = 5_000
 """Most messages of one call of consume."""
 IDLE_S: Final = 0.1
 """How long one wait for a first message may take; also how soon a stop is seen."""
+AGAIN_S: Final = 3.0
+"""How long a refused partition rests: by then a worker that was cut off has heard from the group, or the group from us."""
 SAMPLE: Final = 3
 """Keys of one fetch of a (topic, partition) whose partition is checked."""
 
@@ -83,12 +86,13 @@ class Ingest:
     reached: Callable[[str], None] = lambda _: None  # crash points of tests
     unconverted: Callable[[int], None] = lambda amounts: None  # told of amounts whose currency has no rate
     restore: Restore = lambda claim, _: claim
+    clock_s: Callable[[], float] = time.monotonic
     parts: Parts = field(default_factory=Parts)
     merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
     assignments: int = 0
     _merges: dict[int, Merge] = field(default_factory=dict)
-    _dropped: set[int] = field(default_factory=set)
+    _dropped: dict[int, float] = field(default_factory=dict)  # assigned, but not ours to handle; when to claim it again
     _waiting: dict[int, Claim] = field(default_factory=dict)  # claimed and not restored yet
     _restored: SimpleQueue[Claim | BaseException] = field(default_factory=SimpleQueue)
     _to_restore: SimpleQueue[Claim | None] = field(default_factory=SimpleQueue)
@@ -133,11 +137,16 @@ class Ingest:
                     if offset >= 0:
                         self._commits[self.settings.topics[TOPICS.index(name)], partition] = offset + 1
 
-    def drop(self, partition: int) -> None:
-        """Forget what is buffered of a partition another worker has claimed; until the group says the same, we are behind."""
+    def drop(self, partition: int, *, again_s: float = AGAIN_S) -> None:
+        """Forget what is buffered of a partition that is not ours as we knew it; until it is again, or the group says that it is not, we
+        are behind.
+
+        again_s: claim it again when the group still says that it is ours so many seconds later. Whoever has claimed it meanwhile
+        was slow to learn that it had lost it.
+        """
         with self._lock:
             if self._merges.pop(partition, None) is not None:
-                self._dropped.add(partition)
+                self._dropped[partition] = self.clock_s() + again_s
 
     def behind(self) -> bool:
         """Whether records are known to exist that this worker should handle and has not been handed."""
@@ -179,7 +188,7 @@ class Ingest:
                 with self._lock:
                     if self._waiting.get(claim.partition) is claim:  # claimed by another, and the group has not said so yet
                         del self._waiting[claim.partition]
-                        self._dropped.add(claim.partition)
+                        self._dropped[claim.partition] = self.clock_s() + AGAIN_S
             except BaseException as error:
                 self._restored.put(error)
 
@@ -220,6 +229,7 @@ class Ingest:
             )
             index = {name: i for i, name in enumerate(s.topics)}
             while not self._stop.is_set():
+                self._claim_again()
                 self._begin_restored(consumer)
                 self._watch_ends(consumer)
                 self._commit(consumer)
@@ -369,10 +379,7 @@ class Ingest:
         # Nothing is read before the partitions are restored, and that must not keep the group waiting.
         consumer.assign([])
         for partition in partitions:
-            claim = self.owner.assign(partition, secrets.token_hex(16))
-            with self._lock:
-                self._waiting[partition] = claim
-            self._to_restore.put(claim)
+            self._claim(partition)
         self.assignments += 1
         log.info("assigned partitions %s", partitions)
         self.ready()
@@ -383,6 +390,22 @@ class Ingest:
         except KafkaException as error:
             raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
         return low, high
+
+    def _claim(self, partition: int) -> None:
+        claim = self.owner.assign(partition, secrets.token_hex(16))
+        with self._lock:
+            self._dropped.pop(partition, None)
+            self._waiting[partition] = claim
+        self._to_restore.put(claim)
+
+    def _claim_again(self) -> None:
+        """Claim the dropped partitions whose time has come; the group has not taken them from us."""
+        now_s = self.clock_s()
+        with self._lock:
+            due = [partition for partition, at_s in self._dropped.items() if at_s <= now_s]
+        for partition in due:
+            log.warning("partition %d: claimed again", partition)
+            self._claim(partition)
 
     def _begin_restored(self, consumer: Consumer) -> None:
         """Read the partitions that have been restored since."""
@@ -399,7 +422,6 @@ class Ingest:
                 merge = self._merge(consumer, claim)
                 with self._lock:
                     self._merges[claim.partition] = merge
-                    self._dropped.discard(claim.partition)
                     del self._waiting[claim.partition]
                 begun.append(claim.partition)
         if begun:
@@ -439,7 +461,7 @@ class Ingest:
             for partition in partitions:
                 self._merges.pop(partition, None)
                 self._waiting.pop(partition, None)
-                self._dropped.discard(partition)
+                self._dropped.pop(partition, None)
         self.owner.revoke(partitions, lost=lost)
         log.info("%s partitions %s", "lost" if lost else "gave up", partitions)
         self.ready()

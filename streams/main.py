@@ -21,11 +21,12 @@ from confluent_kafka.cimpl import NewTopic
 
 from features.facts import TOPICS
 from features.store import Claim
-from proto.errors import DependencyUnreachable
+from proto.errors import BadInput, DependencyUnreachable
 from scoring.fallback import Fallback
 from scoring.reasons import Money
 from scoring.scorer import load as load_model
 from streams.agents import Feeder, faust_app, scoring_agent
+from streams.breaker import Breaker
 from streams.codec import Decoder, exponent_of
 from streams.engine import CRASH_VARIABLE, Engine, EngineSettings, Result, crash_point
 from streams.ingest import Ingest, IngestSettings
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 
 STOP_S: Final = 10.0
 """A stop that takes longer ends hard: nothing is lost, the open intent repeats the batch."""
+RESULT_S: Final = 5.0
+"""How much longer than the watchdog, which ends a worker that lags at once, the feeder waits for the result of an item."""
 EXIT_HARD: Final = 1
 GC_THRESHOLDS: Final = (100_000, 20, 20)
 
@@ -80,6 +83,7 @@ class Watchdog:
 
     behind: Callable[[], bool]
     timeout_s: float
+    stalled_s: float = 0.0  # for how long records have waited
     _moved_at: float = field(default_factory=time.monotonic)
     _stop_by: float | None = None
     _done: threading.Event = field(default_factory=threading.Event)
@@ -103,12 +107,13 @@ class Watchdog:
     def _run(self) -> None:
         while not self._done.wait(0.25):
             now = time.monotonic()
+            self.stalled_s = now - self._moved_at
             if self._stop_by is not None:
                 if now > self._stop_by:
                     log.critical("not stopped within %g s: ending hard", STOP_S)
                     os._exit(EXIT_HARD)
             elif not self.behind():
-                self._moved_at = now
+                self._moved_at, self.stalled_s = now, 0.0
             elif now > self._moved_at + self.timeout_s:
                 log.critical("records wait, and none was applied for %g s: ending, to be started afresh", self.timeout_s)
                 os._exit(EXIT_HARD)
@@ -225,16 +230,30 @@ class Worker:
             metrics.unconverted.inc,
             restore,
         )
-        watchdog = Watchdog(ingest.behind, s.progress_timeout_s)
+        watchdog = Watchdog(lambda: not feeder.progress.paused and ingest.behind(), s.progress_timeout_s)
+        metrics.stalled.set_function(lambda: watchdog.stalled_s)
+        metrics.accounting.counters = engine.accounts
+        breaker = Breaker(s.dead_letter_limit)
 
         def on_result(result: Result) -> None:
-            watchdog.moved()
+            if result.applied:
+                watchdog.moved()
+            if why := breaker.note(result.counters.get("events", 0), result.counters.get("dead_letters", 0), time.monotonic()):
+                log.critical(
+                    "paused: %s. That is rather the fault of a producer than of its data: look at them with `churnstream dlq list`, start "
+                    "this worker again when that is over; CHURN_DEAD_LETTER_LIMIT=1 lets everything pass",
+                    why,
+                )
+                feeder.pause(why)
+                metrics.paused.set(1)
             self._last = (time.perf_counter(), time.process_time())
             ingest.applied(result.applied)
             for partition in result.fenced:
                 ingest.drop(partition)
+            for partition in result.broken:
+                ingest.drop(partition, again_s=0.0)
 
-        feeder = Feeder(channel, ingest.take, lambda: ingest.caught_up, on_result, result_timeout_s=s.progress_timeout_s)
+        feeder = Feeder(channel, ingest.take, lambda: ingest.caught_up, on_result, result_timeout_s=s.progress_timeout_s + RESULT_S)
         scoring_agent(app, channel, engine.process, lambda: feeder.progress)
 
         def stop() -> None:
@@ -275,6 +294,8 @@ class Worker:
         if ingest.failure is not None:
             raise ingest.failure
         log.info("worker %s stopped", name)
+        if self._until_idle_s is not None and feeder.progress.paused:
+            raise BadInput(f"paused before all was handled: {feeder.progress.paused}")
         return self._summary(engine, ingest, feeder)
 
     async def _until_done(self, feeder: Feeder, ingest: Ingest) -> None:
@@ -287,6 +308,8 @@ class Worker:
             for partition, lag in ingest.lags().items():
                 self._metrics.lag.labels(str(partition)).set(lag)
             idle_since = feeder.progress.idle_since
+            if self._until_idle_s is not None and feeder.progress.paused:
+                feeder.drain()
             if self._until_idle_s is not None and idle_since is not None and loop.time() - idle_since >= self._until_idle_s:
                 feeder.drain()
 

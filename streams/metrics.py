@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from features.facts import TOPICS
 
@@ -26,6 +29,33 @@ def residue(counters: Mapping[str, int]) -> int:
     return counters["events"] - ends
 
 
+class Accounting(Collector):
+    """The counters of the owned partitions and their residue, worked out at every scrape.
+
+    `counters` says them per partition; a dictionary it gives is not changed afterwards.
+    """
+
+    def __init__(self) -> None:
+        self.counters: Callable[[], Mapping[int, Mapping[str, int]]] = dict
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        left = GaugeMetricFamily(
+            "churn_accounting_residue",
+            "Events minus scores, dead letters, duplicates, profile facts; 0 or a fault.",
+            labels=["partition"],
+        )
+        records = CounterMetricFamily(
+            "churn_partition_records", "Records of a partition since its beginning, and what became of them.", labels=["partition", "what"]
+        )
+        for partition, counters in sorted(self.counters().items()):
+            left.add_metric([str(partition)], residue(counters))
+            for name in COUNTERS:
+                records.add_metric([str(partition), name], counters[name])
+        yield left
+        yield records
+
+
 class Metrics:
     """The metrics of one worker process, on a registry of their own."""
 
@@ -40,10 +70,12 @@ class Metrics:
         )
         self.dead_letters = Counter("churn_dlq", "Records set aside, by reason.", ["reason"], registry=self.registry)
         self.model = Gauge("churn_model_info", "The model in force (value 1).", ["version", "sha"], registry=self.registry)
-        self.residue = Gauge(
-            "churn_accounting_residue",
-            "Events minus scores, dead letters, duplicates, profile facts.",
-            ["partition"],
+        self.accounting = Accounting()
+        self.registry.register(self.accounting)
+        self.paused = Gauge("churn_paused", "1 while nothing is handled: too many dead letters.", registry=self.registry)
+        self.stalled = Gauge(
+            "churn_stalled_seconds",
+            "For how long records have waited and none was applied; the worker then ends.",
             registry=self.registry,
         )
         self.applied = Gauge("churn_applied_offset", "Highest offset handled.", ["topic", "partition"], registry=self.registry)
@@ -88,8 +120,7 @@ class Metrics:
 
     def forget_partition(self, partition: int) -> None:
         """Drop the gauges of a partition that went to another worker."""
-        for gauge in (self.residue, self.lag):
-            gauge.remove_by_labels({"partition": str(partition)})
+        self.lag.remove_by_labels({"partition": str(partition)})
         self.applied.remove_by_labels({"partition": str(partition)})
 
     def serve(self, port: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any, Final, Protocol
 
@@ -83,6 +83,15 @@ def judged(model: Model, fallback: Model, vectors: FloatArray) -> tuple[FloatArr
         probability = np.where(failed, fallback.score(vectors), probability)
         band = np.where(failed, fallback.bands(probability), band)
     return probability, band
+
+
+def together(pieces: Sequence[Scored]) -> Scored:
+    """All of them, one after the other; `rows` stay as they are."""
+    columns: dict[str, Any] = {}
+    for column in fields(Scored):
+        parts = [getattr(piece, column.name) for piece in pieces]
+        columns[column.name] = np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [x for part in parts for x in part]
+    return Scored(**columns)
 
 
 def vector_hashes(vectors: FloatArray) -> list[str]:

@@ -157,6 +157,13 @@ class Settings(BaseSettings):
         False, description="Rebuild lost state from the records that are left, though older ones are deleted and no snapshot holds them."
     )
 
+    dead_letter_limit: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of dead letters in a minute (of 1,000 records or more) above which a worker pauses; 1 = it never does.",
+    )
+
     # Scores
     fallback_probability: float = Field(0.5, ge=0, le=1, description="Probability of a score made while no model is loaded.")
     alert_hysteresis: float = Field(

@@ -159,6 +159,7 @@ class Process:
         ).restore
         self.ingest._restored = Queue(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._to_restore = Queue(self.schedule)  # type: ignore[assignment]  # as above
+        self.ingest.clock_s = lambda: self.schedule.now_ms / 1_000
         self.ingest._lock = Lock(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._stop = Event(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._drained = Event(self.schedule)  # type: ignore[assignment]  # as above
@@ -262,6 +263,8 @@ class Process:
         self.ingest.applied(result.applied)
         for partition in result.fenced:
             self.ingest.drop(partition)
+        for partition in result.broken:
+            self.ingest.drop(partition, again_s=0.0)
 
     def _watch(self) -> None:
         """The watchdog of streams/main.py on the virtual clock."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bench.generate import generate
@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("wo
 # The compiled kernels are kept between tests; a worker would otherwise compile them anew in every data directory.
 SHARED_DATA = str(Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream").resolve())
 PATIENCE_S = 90.0
+COMMAND = "from streams.cli import main; main()"
 
 
 @dataclass(slots=True)
@@ -64,11 +65,11 @@ class Deployment:
             producer.produce(self.settings.prefixed(topic), value, key, **where)
         assert producer.flush(30) == 0
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, program: str = COMMAND, **variables: str) -> subprocess.Popen[bytes]:
         number = len(self.processes)
         with (self.directory / f"out{number}").open("wb") as out, (self.directory / f"err{number}").open("wb") as err:
             process = subprocess.Popen(
-                [sys.executable, "-c", "from streams.cli import main; main()", "worker", "--json", *arguments],
+                [sys.executable, "-c", program, "worker", "--json", *arguments],
                 env={**self.environment, "CHURN_DATA_DIR": SHARED_DATA, **variables},
                 cwd=ROOT,
                 stdout=out,
@@ -294,36 +295,6 @@ def test_killed_from_outside_nothing_is_missing(deployment: Deployment) -> None:
     by_partition = deployment.scores()
     assert [len(first_wins(rows)) for rows in by_partition] == [len({row["score_id"] for row in rows}) for rows in by_partition]
     assert sum(len(first_wins(rows)) for rows in by_partition) == 6_000
-
-
-def test_a_stop_finishes_the_batch_leaves_nothing_open_and_exits_0(deployment: Deployment) -> None:
-    deployment.feed(6_000)
-    worker = deployment.start(CHURN_BATCH_MAX_EVENTS="100")
-    deployment.until(lambda: deployment.handled()["events"] > 200)
-    begin = time.monotonic()
-    worker.send_signal(signal.SIGTERM)
-    done = deployment.wait(worker)
-    assert time.monotonic() - begin < 10
-    assert done.code == 0, done.err
-    assert done.json()["residue"] == 0
-    store = deployment.store()
-    stands = [store.look(partition) for partition in range(deployment.settings.partitions)]
-    store.close()
-    assert {(stand.nonce, stand.intent) for stand in stands} == {("", None)}
-    assert 0 < deployment.handled()["events"] < 6_000
-    group = deployment.settings.topic_prefix + deployment.settings.group_id
-    admin = AdminClient(deployment.client)  # kept: an answer never comes to a client that is gone meanwhile
-    offsets = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(10)
-    hints = {(tp.topic, tp.partition): tp.offset for tp in offsets.topic_partitions or []}
-    for stand in stands:
-        for topic, offset in stand.applied.items():
-            assert hints.get((deployment.settings.prefixed(topic), stand.partition), 0) == offset + 1
-    topics = admin.list_topics(timeout=10).topics
-    assert not [name for name in topics if name.startswith(deployment.settings.topic_prefix + "control")]
-    deployment.work()
-    rows = deployment.scores()
-    assert sum(map(len, rows)) == 6_000
-    assert sum(len(first_wins(part)) for part in rows) == 6_000
 
 
 def test_two_workers_share_the_partitions_and_one_takes_over(deployment: Deployment) -> None:
