@@ -383,7 +383,8 @@ class Run:
     def _at_rest(self) -> bool:
         if len(self.reasons) < len(self.arrivals):
             return False
-        return all(not ahead for ahead in self._standing().values())
+        # What a worker was refused to emit is emitted by whoever claims the partition next: at the latest when the watchdog ends it.
+        return not any(p.ingest._dropped for p in self._alive()) and all(not ahead for ahead in self._standing().values())
 
     def _standing(self) -> dict[tuple[str, int], int]:
         """Records not applied yet, per topic and partition."""

@@ -532,6 +532,7 @@ class Producer:
         member, generation = group
         broker, transaction = self.host.broker, self._transaction
         if member is None or broker.members.get(member.number) is not member or generation != broker.generation:
+            self.host.schedule.note(f"not of generation {broker.generation}: {generation}")
             raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION, "no member of this generation", False, False, True))
         assert transaction is not None
         broker.begun(self.identity, transaction, self.timeout_ms)

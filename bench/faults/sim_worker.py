@@ -193,7 +193,7 @@ class Process:
         )
         log = LogReader(self)
         restorer = Restorer(
-            RestoreSettings(TOPICS, SCORES, DEAD_LETTERS, ALERTS, max_facts=world.max_facts, largest_batch=world.batch),
+            RestoreSettings(TOPICS, SCORES, DEAD_LETTERS, ALERTS, world.max_facts, world.batch, whole=world.exactly_once),
             Client(world.redis, self),
             log,
             decoder(),
