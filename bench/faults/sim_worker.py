@@ -171,7 +171,7 @@ class Process:
         outputs = SinkSettings(client, SCORES, DEAD_LETTERS, 30.0, ALERTS)
         self.sink: KafkaSink | Transactions = KafkaSink(outputs)
         if world.exactly_once:
-            self.sink = Transactions(outputs, "group", TOPICS, lambda: self.ingest.group)
+            self.sink = Transactions(outputs, "group")
         self.engine = Engine(
             EngineSettings(world.max_facts, 3), Client(world.redis, self), self.shelf, self.sink, lambda: self.schedule.now_ms, metrics()
         )
@@ -302,8 +302,7 @@ class Process:
 
     def _on_result(self, result: Result) -> None:
         self._moved_ms = self.schedule.now_ms
-        if not self.world.exactly_once:  # there they are committed along
-            self.ingest.applied(result.applied)
+        self.ingest.applied(result.applied)
         for partition in result.fenced:
             self.ingest.drop(partition)
 
