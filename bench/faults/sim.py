@@ -153,6 +153,7 @@ class Run:
             self._rest()
         # What a zombie still had under way comes to its end, and may break something yet.
         self._pause(20_000)
+        self._rest()  # what was applied and refused a moment ago is owed yet
         if random.random() < 0.3:
             for process in self._alive():
                 process.stop()
