@@ -189,6 +189,7 @@ class Worker:
                 max_facts=s.max_facts_in_memory // 4,
                 largest_batch=s.batch_max_events,
                 incomplete=s.rebuild_incomplete,
+                whole=s.delivery == "exactly_once",
             ),
             open_store(s, self._redis_url, patience_s=s.progress_timeout_s),  # of its own: it works in another thread
             source,

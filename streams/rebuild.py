@@ -44,7 +44,8 @@ _SAY_S: Final = 5.0
 class RestoreSettings:
     """Full topic names, `inputs` in topic-index order. max_facts bounds the facts in memory; largest_batch: records of one batch.
 
-    incomplete: rebuild even when records are gone that no snapshot holds.
+    incomplete: rebuild even when records are gone that no snapshot holds. whole: a batch's outputs come in one transaction (delivery
+    exactly_once), so those of an open batch are out only when the store has lost what it made of them.
     """
 
     inputs: Sequence[str]
@@ -54,6 +55,7 @@ class RestoreSettings:
     max_facts: int = 2_000_000
     largest_batch: int = 4_000
     incomplete: bool = False
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -163,7 +165,7 @@ class Restorer:
             return "a rebuild was begun and not finished"
         if claim.damaged:
             return claim.damaged
-        if claim.fresh and outputs.ever:
+        if claim.fresh and claim.intent is None and outputs.ever:  # with one it is the very first batch that was cut off
             return "the store is empty, but scores were emitted"
         if claim.fresh and self.snapshots is not None and self.snapshots.of(claim.partition):
             return "the store is empty, but there is a snapshot"
@@ -210,7 +212,7 @@ class Restorer:
         newest = outputs.newest()
         if newest is None or _covers(claim.applied, newest):
             return claim
-        if claim.intent is not None and _covers(claim.intent.to, newest):
+        if claim.intent is not None and _covers(claim.intent.to, newest) and not self.settings.whole:
             return claim  # a crash in mid-batch: the open batch is repeated
         return self._adopt(claim, outputs)
 

@@ -194,6 +194,16 @@ MUTANTS: Final = (
         shows={"I2"},
     ),
     mutant(
+        "M13",
+        "a snapshot says one offset too many",
+        Edit(
+            "streams/snapshot.py",
+            "    return Stand(claim.partition, dict(claim.applied),",
+            "    return Stand(claim.partition, {name: offset + (offset >= 0) for name, offset in claim.applied.items()},",
+        ),
+        shows={"I1", "I2", "I3", "I4", "I5", "I7", "I9"},
+    ),
+    mutant(
         "M14",
         "an empty store is taken for a new beginning",
         Edit(

@@ -12,7 +12,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from bench.faults.sim_broker import Broker
@@ -33,10 +35,13 @@ from bench.faults.sim_worker import (
 from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, customers, probe, size_of
 from features.facts import TOPICS
 from proto.errors import Reason
+from streams.snapshot import Snapshots
 
 REST_MS: Final = 400_000
 """I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
 one watchdog period and retries, twice over."""
+MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where files cost nothing to write; None is the usual place."""
 STORE_WENT_BACK: Final = frozenset({"ChainBroken", "StateDamaged", "StoreWentBack", "Fenced"})
 """What a worker may end with when the store is no longer what it was; its next start finds out and repairs it."""
 
@@ -76,9 +81,14 @@ class Run:
         self.schedule = Scheduler(str(seed), START_MS, keep_trace=keep_trace)
         self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS, ALERTS), PARTITIONS, Random(f"{seed}/broker"))
         self.redis = ModelRedis(self.schedule, PARTITIONS, Random(f"{seed}/redis"))
+        exactly_once = self.random.random() < 0.4
+        self._home = TemporaryDirectory(dir=MEMORY) if self.random.random() < 0.3 else None
+        self.snapshots = Snapshots(Path(self._home.name), "sim") if self._home is not None else None
         pieces = {"MARGIN": self.random.choice([1, 4_000])}
         pieces |= self.random.choice([{}, {"GAP": 3, "SPAN": 12, "STREAMED": 5}, {"GAP": 20, "SPAN": 8, "STREAMED": 9}])
-        self.world = World(self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]), pieces)
+        self.world = World(
+            self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]), pieces, exactly_once, self.snapshots
+        )
         self.reasons: dict[tuple[str, int, int], Reason] = {}
         self.processes: list[Process] = []
         self.workers = self.random.choice([1, 1, 2, 2, 3])
@@ -101,6 +111,8 @@ class Run:
                 outcome.violation, outcome.invariant = str(broken), broken.invariant
             finally:
                 self.schedule.close()
+                if self._home is not None:
+                    self._home.cleanup()
                 logging.disable(logging.NOTSET)
         outcome.faults = self.faults
         outcome.steps, outcome.virtual_ms = self.schedule.steps, self.schedule.now_ms - START_MS
@@ -141,6 +153,7 @@ class Run:
             self._rest()
         # What a zombie still had under way comes to its end, and may break something yet.
         self._pause(20_000)
+        self._rest()  # what was applied and refused a moment ago is owed yet
         if random.random() < 0.3:
             for process in self._alive():
                 process.stop()
@@ -190,6 +203,7 @@ class Run:
             self._redis_goes_back,
             self._redis_empty,
             self._redis_loses_a_key,
+            *([self._retention, self._retention, self._snapshot_damaged] if self.snapshots is not None else []),
         )
 
     def _note(self, fault: str) -> None:
@@ -289,6 +303,31 @@ class Run:
             if customer:
                 self.lost.setdefault(partition, set()).add(customer)
 
+    def _retention(self) -> None:
+        """Records are deleted that a snapshot holds."""
+        assert self.snapshots is not None
+        for partition in range(PARTITIONS):
+            snapshot = next(self.snapshots.good(partition), None)
+            if snapshot is None:
+                continue
+            self._note("retention")
+            applied = self.redis.store.look(partition).applied
+            for topic in TOPICS:
+                log = self.broker.log(topic, partition)
+                log.low = max(log.low, self.random.randint(0, min(snapshot.stand.applied[topic], applied[topic]) + 1))
+
+    def _snapshot_damaged(self) -> None:
+        """One byte of a snapshot changes; not where nothing else holds what it does."""
+        assert self.snapshots is not None
+        partition = self.random.randrange(PARTITIONS)
+        found = self.snapshots.of(partition)
+        if found and all(self.broker.log(topic, partition).low == 0 for topic in TOPICS):
+            self._note("snapshot damaged")
+            path = self.random.choice(found).path
+            data = bytearray(path.read_bytes())
+            data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
+            path.write_bytes(data)
+
     def _offer_foreign_model(self) -> None:
         if (process := self._some()) is not None:
             self._note("model of another layout published")
@@ -345,7 +384,8 @@ class Run:
     def _at_rest(self) -> bool:
         if len(self.reasons) < len(self.arrivals):
             return False
-        return all(not ahead for ahead in self._standing().values())
+        # What a worker was refused to emit is emitted by whoever claims the partition next: at the latest when the watchdog ends it.
+        return not any(p.ingest._dropped for p in self._alive()) and all(not ahead for ahead in self._standing().values())
 
     def _standing(self) -> dict[tuple[str, int], int]:
         """Records not applied yet, per topic and partition."""
@@ -368,8 +408,9 @@ class Run:
             for partition, process, step in self.redis.claims:
                 if partition == number:
                     claims.setdefault(process, []).append(step)
-            scores = read(self.broker.log(SCORES, number), number, claims, relaxed=relaxed)
-            letters = read(self.broker.log(DEAD_LETTERS, number), number, claims, relaxed=relaxed)
+            once = self.world.exactly_once
+            scores = read(self.broker.log(SCORES, number), number, claims, relaxed=relaxed, once=once)
+            letters = read(self.broker.log(DEAD_LETTERS, number), number, claims, relaxed=relaxed, once=once)
             inputs = inputs_of(self.broker.logs, number, self.reasons, decoder())
             outcome.scores += check_partition(number, inputs, scores, letters, self.redis, models(), random)
             outcome.raw_duplicates += _extra(scores) + _extra(letters)

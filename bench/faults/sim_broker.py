@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Final, Protocol
@@ -29,6 +30,18 @@ Place = tuple[str, int]
 """Topic and partition."""
 
 
+OPEN, COMMITTED, ABORTED = "open", "committed", "aborted"
+
+
+@dataclass(slots=True, eq=False)
+class Transaction:
+    """Records of one producer that become visible together, with the group's offsets."""
+
+    state: str = OPEN
+    places: set[Place] = field(default_factory=set)
+    offsets: dict[Place, int] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A record, or an error, as the client gives it."""
@@ -41,6 +54,12 @@ class Message:
     problem: KafkaError | None = None
     writer: str = ""  # of outputs: which process wrote it, at which step of the run
     step: int = 0
+    transaction: Transaction | None = None
+
+    @property
+    def committed(self) -> bool:
+        """Whether a reader of committed records sees it."""
+        return self.transaction is None or self.transaction.state == COMMITTED
 
     def error(self) -> KafkaError | None:
         return self.problem
@@ -77,9 +96,17 @@ class Log:
     low: int = 0
     end: int = 0
 
-    def append(self, key: bytes | None, value: bytes | None, append_ms: int, writer: str = "", step: int = 0) -> int:
+    def append(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        append_ms: int,
+        writer: str = "",
+        step: int = 0,
+        transaction: Transaction | None = None,
+    ) -> int:
         """Write one record; its offset."""
-        self.messages.append(Message(self.place, self.end, value, key, append_ms, None, writer, step))
+        self.messages.append(Message(self.place, self.end, value, key, append_ms, None, writer, step, transaction))
         self.offsets.append(self.end)
         self.end += 1
         return self.end - 1
@@ -87,6 +114,11 @@ class Log:
     def skip(self, offsets: int) -> None:
         """A hole, as transaction markers and compaction leave them."""
         self.end += offsets
+
+    @property
+    def stable(self) -> int:
+        """End of what a reader of committed records may see."""
+        return next((m.at for m in self.messages if m.transaction is not None and m.transaction.state == OPEN), self.end)
 
     def first(self, offset: int) -> int:
         """Position in `messages` of the first record at or after the offset."""
@@ -125,9 +157,46 @@ class Broker:
         self.generation = 0
         self.rebalancing = False
         self._joined = 0
+        self._epochs: dict[str, int] = {}
+        self._open: dict[str, Transaction] = {}
 
     def log(self, topic: str, partition: int) -> Log:
         return self.logs[topic, partition]
+
+    # -- transactions
+
+    def fence(self, identity: str) -> int:
+        """A new epoch of a transactional id: whoever had an older one can commit no more, what it had open is aborted."""
+        if (transaction := self._open.get(identity)) is not None:
+            self.end(identity, transaction, ABORTED)
+        self._epochs[identity] = self._epochs.get(identity, 0) + 1
+        return self._epochs[identity]
+
+    def owns(self, identity: str, epoch: int) -> bool:
+        """Whether this is the newest epoch."""
+        return self._epochs.get(identity) == epoch
+
+    def begun(self, identity: str, transaction: Transaction, timeout_ms: int) -> None:
+        """The first record or offset of a transaction came; one that is open for too long is aborted, and its producer fenced."""
+        if self._open.get(identity) is not transaction:
+            self._open[identity] = transaction
+
+            def expire() -> None:
+                if transaction.state == OPEN:
+                    self.schedule.note(f"transaction of {identity} timed out")
+                    self.fence(identity)
+
+            self.schedule.at(timeout_ms, expire)
+
+    def end(self, identity: str, transaction: Transaction, state: str) -> None:
+        """Write the markers: each takes an offset."""
+        transaction.state = state
+        if self._open.get(identity) is transaction:
+            del self._open[identity]
+        for place in transaction.places:
+            self.logs[place].skip(1)
+        if state == COMMITTED:
+            self.committed |= transaction.offsets
 
     # -- the group
 
@@ -189,7 +258,7 @@ class LogReader:
         """As in streams.log.Log."""
         self._reach(f"ends of {topic}[{partition}]")
         log = self._host.broker.log(topic, partition)
-        return log.low, log.end
+        return log.low, log.stable
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
         """As in streams.log.Log."""
@@ -200,7 +269,9 @@ class LogReader:
         while position < last:
             self._reach(f"read {topic}[{partition}]")
             until = min(last, position + 1 + self._host.broker.random.randrange(4 * self._host.broker.fetch))
-            yield list(log.messages[position:until])
+            piece: list[RawMessage] = [message for message in log.messages[position:until] if message.committed]
+            if piece:
+                yield piece
             position = until
 
     def _reach(self, what: str) -> None:
@@ -274,9 +345,6 @@ class Consumer:
     def incremental_assign(self, places: list[TopicPartition]) -> None:
         self._positions |= {(place.topic, place.partition): place.offset for place in places}
 
-    def consumer_group_metadata(self) -> None:
-        """Only asked of us for transactions, which are not simulated."""
-
     def get_watermark_offsets(self, place: TopicPartition, timeout: float = -1.0, cached: bool = False) -> tuple[int, int]:
         log = self._broker.log(place.topic, place.partition)
         if cached:
@@ -297,6 +365,9 @@ class Consumer:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         for place in offsets:
             self._broker.committed[place.topic, place.partition] = place.offset
+
+    def consumer_group_metadata(self) -> tuple[Member | None, int]:
+        return self._member, self._broker.generation
 
     def committed(self, places: list[TopicPartition], timeout: float = -1.0) -> list[TopicPartition]:
         return [TopicPartition(p.topic, p.partition, self._broker.committed.get((p.topic, p.partition), -1001)) for p in places]
@@ -396,12 +467,17 @@ class Producer:
 
     host: Host
     queues: dict[Place, list[tuple[bytes, bytes, Callable[[Any, Any], None] | None]]] = field(default_factory=dict)
+    identity: str = ""  # transactional.id
+    timeout_ms: int = 0
+    _epoch: int = 0
+    _transaction: Transaction | None = None
     _timer: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], logger: object = None) -> Producer:
         """Called as confluent_kafka.Producer is."""
-        producer = cls(config["sim.host"])
+        identity = config.get("transactional.id", "")
+        producer = cls(config["sim.host"], identity=identity, timeout_ms=config.get("transaction.timeout.ms", 0))
         producer.host.schedule.note("producer")
         made: list[Producer] = producer.host.producers  # type: ignore[attr-defined]  # only of simulated processes
         made.append(producer)
@@ -442,13 +518,65 @@ class Producer:
     def purge(self) -> None:
         self.queues.clear()
 
-    def left_in_flight(self) -> Iterator[tuple[Place, list[tuple[bytes, bytes]]]]:
-        """What the dead process had sent and the broker not yet written: any first part of each queue."""
+    def init_transactions(self, timeout: float) -> None:
+        self._reach("init transactions", timeout)
+        self._epoch = self.host.broker.fence(self.identity)
+        self.host.schedule.step("answer")
+
+    def begin_transaction(self) -> None:
+        self._transaction = Transaction()
+
+    def send_offsets_to_transaction(self, places: list[TopicPartition], group: tuple[Member | None, int], timeout: float) -> None:
+        self._reach("offsets to transaction", timeout)
+        self._check()
+        member, generation = group
+        broker, transaction = self.host.broker, self._transaction
+        if member is None or broker.members.get(member.number) is not member or generation != broker.generation:
+            self.host.schedule.note(f"not of generation {broker.generation}: {generation}")
+            raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION, "no member of this generation", False, False, True))
+        assert transaction is not None
+        broker.begun(self.identity, transaction, self.timeout_ms)
+        transaction.offsets |= {(place.topic, place.partition): place.offset for place in places}
+        self.host.schedule.step("answer")
+
+    def commit_transaction(self, timeout: float) -> None:
+        while any(self.queues.values()):
+            self._reach("flush", timeout)
+            self._check()
+            self._deliver()
+        self._reach("commit transaction", timeout)
+        self._check()
+        self._end(COMMITTED)
+        self.host.schedule.step("answer")
+
+    def abort_transaction(self, timeout: float) -> None:
+        self.queues.clear()
+        self._reach("abort transaction", timeout)
+        self._check()
+        self._end(ABORTED)
+
+    def _end(self, state: str) -> None:
+        if self._transaction is not None and self._transaction.state == OPEN:
+            self.host.broker.end(self.identity, self._transaction, state)
+        self._transaction = None
+
+    def _check(self) -> None:
+        if not self.host.broker.owns(self.identity, self._epoch):
+            raise KafkaException(KafkaError(KafkaError._FENCED, "fenced by another producer", True))
+
+    def _reach(self, what: str, timeout: float) -> None:
+        schedule, broker = self.host.schedule, self.host.broker
+        schedule.step(f"{what} {self.identity}")
+        if broker.down and not schedule.wait(lambda: not broker.down, int(timeout * 1_000)):
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, what, False, True))
+
+    def left_in_flight(self) -> Iterator[Callable[[], None]]:
+        """What the dead process had sent and the broker not yet written: any first part of each queue, to be written later."""
         random = self.host.broker.random
         for place, queue in self.queues.items():
-            if queue:
-                yield place, [(key, value) for key, value, _ in queue[: random.randrange(len(queue) + 1)]]
-        self.queues.clear()
+            if sent := queue[: random.randrange(len(queue) + 1)]:
+                yield partial(self._write, place, sent)
+        self.queues = {}
 
     def _give_up(self) -> None:
         """The delivery timeout is over: some of it may have been written all the same."""
@@ -487,9 +615,15 @@ class Producer:
                 del queue[:count]
 
     def _write(self, place: Place, records: Sequence[tuple[bytes, bytes, object]]) -> None:
-        log = self.host.broker.logs[place]
+        broker, transaction = self.host.broker, self._transaction
+        log = broker.logs[place]
+        if records and self.identity:
+            if transaction is None or not broker.owns(self.identity, self._epoch):
+                return  # refused by the broker
+            broker.begun(self.identity, transaction, self.timeout_ms)
+            transaction.places.add(place)
         for key, value, _ in records:
-            log.append(key, value, self.host.schedule.now_ms, self.host.name, self.host.schedule.steps)
+            log.append(key, value, self.host.schedule.now_ms, self.host.name, self.host.schedule.steps, transaction)
         if records:
             self.host.schedule.note(f"{self.host.name} wrote {len(records)} to {place[0]}[{place[1]}], now at {log.end}")
 

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = ("streams", "scoring", "models", "features", "proto", "bench/faults")
+SHOWN: Final = 50
 SLICE: Final = 500
 """Seeds of one line of the ledger: less than half a minute of work is lost with an interruption."""
 
@@ -45,6 +46,7 @@ class Tally:
     steps: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     violations_by: dict[str, int] = field(default_factory=dict)
+    violating_seeds: list[int] = field(default_factory=list)
     first_violation: dict[str, Any] | None = None
     trace_digest: str = ""
 
@@ -54,6 +56,7 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults = dict(Counter(self.faults) + Counter(other.faults))
         self.violations_by = dict(Counter(self.violations_by) + Counter(other.violations_by))
+        self.violating_seeds = sorted(self.violating_seeds + other.violating_seeds)
         mine, theirs = self.first_violation, other.first_violation
         if theirs is not None and (mine is None or theirs["seed"] < mine["seed"]):
             self.first_violation = theirs
@@ -81,6 +84,7 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
         if outcome.violation:
             tally.violations += 1
             broken[outcome.invariant] += 1
+            tally.violating_seeds.append(seed)
             if tally.first_violation is None:
                 again = f"python -m bench.faults.cli simulate --seeds {seed} --trace"
                 tally.first_violation = {"seed": seed, "invariant": outcome.invariant, "what": outcome.violation[:2_000], "replay": again}
@@ -217,6 +221,7 @@ def summary(total: Tally) -> dict[str, Any]:
         "faults": dict(sorted(total.faults.items())),
         "faults_injected": sum(total.faults.values()),
         "violations_by": total.violations_by,
+        "violating_seeds": total.violating_seeds[:SHOWN],
         "first_violation": total.first_violation,
         "sources": sources_digest(),
         "commit": commit(),

@@ -75,17 +75,22 @@ def inputs_of(
     return found
 
 
-def read(log: Log, partition: int, claims: Mapping[str, Sequence[int]], *, relaxed: bool) -> Output:
+def read(log: Log, partition: int, claims: Mapping[str, Sequence[int]], *, relaxed: bool, once: bool) -> Output:
     """An output log through the reader rule: per source topic drop what is not above the highest offset seen.
 
     claims: steps at which each process claimed the partition. relaxed: the store went back, so copies of a record may differ, but
     only when two workers were at it at the same time: one that claimed when a record was there must not make it again.
+    once: outputs are committed in transactions, so not even a repeat may be seen.
     """
     output = Output()
     high: dict[str, int] = {}
     water = HighWater()
     copies: dict[Source, Message] = {}
+    if log.stable != log.end:
+        raise Broken("I7", f"{log.place}: a transaction is open at rest, readers see nothing beyond offset {log.stable}")
     for message in log.messages:
+        if not message.committed:
+            continue
         key, value = message.key() or b"", message.value() or b""
         record = json.loads(value)
         source = record["source"]["topic"], record["source"]["offset"]
@@ -94,6 +99,10 @@ def read(log: Log, partition: int, claims: Mapping[str, Sequence[int]], *, relax
         entry = (key, value, record)
         output.raw.append(entry)
         former = copies.setdefault(source, message)
+        if once and former is not message:
+            raise Broken(
+                "I2", f"{log.place}: {source} is there twice: by {former.writer} at step {former.step}, {message.writer}, {message.step}"
+            )
         if former.value() != value:
             claimed = max((step for step in claims.get(message.writer, ()) if step <= message.step), default=0)
             if not relaxed or former.step < claimed:

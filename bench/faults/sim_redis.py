@@ -6,7 +6,7 @@ added here is what happens to a server: it is out of reach, it executes and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from random import Random
@@ -205,6 +205,19 @@ class Client:
                 raise refusals[0]
 
         self._server.call(self._host, "apply", batches[0].partition, work)
+
+    def look(self, partition: int) -> Claim:
+        def work() -> Claim:
+            claim: Claim = self._server.store.look(partition)
+            return claim
+
+        return self._server.call(self._host, "look", partition, work)
+
+    def customers(self, partition: int) -> Iterator[str]:
+        def work() -> list[str]:
+            return list(self._server.store.customers(partition))
+
+        yield from self._server.call(self._host, "customers", partition, work)
 
     def release(self, partition: int, nonce: str) -> None:
         def work() -> None:

@@ -292,6 +292,47 @@ class Queue:
         return self._items.popleft()
 
 
+class Future:
+    """What a Pool gives for a task."""
+
+    def __init__(self, schedule: Scheduler) -> None:
+        self._schedule = schedule
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def result(self) -> Any:
+        self._schedule.wait(lambda: self.done)
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def exception(self) -> BaseException | None:
+        self._schedule.wait(lambda: self.done)
+        return self.error
+
+
+class Pool:
+    """What the code under simulation takes for a ThreadPoolExecutor: each task is an actor of the process that submits it."""
+
+    def __init__(self, schedule: Scheduler, name: str) -> None:
+        self._schedule, self._name = schedule, name
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future:
+        future = Future(self._schedule)
+
+        def run() -> None:
+            try:
+                future.value = work(*arguments)
+            except Exception as error:
+                future.error = error
+            future.done = True
+
+        process: Any = self._schedule.current.process
+        self._schedule.spawn(f"{process.name} {self._name}", process, run)
+        return future
+
+
 class Threads:
     """What the code under simulation takes for the module threading."""
 
@@ -306,6 +347,9 @@ class Threads:
         schedule: Scheduler
         target: Callable[[], None]
         name: str
+
+        def join(self, timeout: float | None = None) -> None:
+            """Nobody here waits for a thread."""
 
         def start(self) -> None:
             process: Any = self.schedule.current.process

@@ -5,7 +5,7 @@ What is left out is Faust (its channel hands over one item at a time, which the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,10 +16,12 @@ from typing import Any, Final
 import streams.ingest
 import streams.rebuild
 import streams.sink
+import streams.snapshot
 from bench.faults.sim_broker import Broker, Consumer, LogReader, Producer
 from bench.faults.sim_redis import Client, ModelRedis
-from bench.faults.sim_schedule import Event, Lock, Queue, Scheduler, Threads
+from bench.faults.sim_schedule import Event, Lock, Pool, Queue, Scheduler, Threads
 from features.facts import TOPICS
+from features.store import Claim
 from proto.errors import ArtifactRejected
 from scoring.fallback import Fallback
 from scoring.scorer import load
@@ -28,9 +30,11 @@ from streams.engine import Engine, EngineSettings, Result
 from streams.ingest import Ingest, IngestSettings
 from streams.merge import Batch
 from streams.metrics import Metrics
+from streams.outbox import Tail
 from streams.rebuild import Restorer, RestoreSettings
 from streams.scores import Model
-from streams.sink import KafkaSink, SinkSettings
+from streams.sink import KafkaSink, SinkSettings, Transactions, settle
+from streams.snapshot import Snapshots, Snapshotter
 from tests.models.small import repacked, small
 
 SCORES: Final = "churn-scores"
@@ -84,6 +88,22 @@ class Shelf:
         return models()[digest]
 
 
+@dataclass(slots=True)
+class _Clock:
+    """What the code under simulation takes for the module time."""
+
+    schedule: Scheduler
+
+    def sleep(self, seconds: float) -> None:
+        self.schedule.sleep(int(seconds * 1_000))
+
+    def monotonic(self) -> float:
+        return self.schedule.now_ms / 1_000
+
+    def monotonic_ns(self) -> int:
+        return self.schedule.now_ms * 1_000_000 + self.schedule.steps
+
+
 @contextmanager
 def clients_of_the_simulation(world: World) -> Iterator[None]:
     """Put the scripted client classes where the product's modules import Kafka's, and give nonces that repeat."""
@@ -93,6 +113,10 @@ def clients_of_the_simulation(world: World) -> Iterator[None]:
         (streams.ingest, "secrets", nonces),
         (streams.ingest, "threading", Threads(world.schedule)),
         (streams.sink, "Producer", Producer.of),
+        (streams.sink, "ThreadPoolExecutor", lambda _workers, name: Pool(world.schedule, name)),
+        (streams.sink, "time", _Clock(world.schedule)),
+        (streams.snapshot, "threading", Threads(world.schedule)),
+        (streams.snapshot, "time", _Clock(world.schedule)),
         # Sizes a small world never reaches, so that it meets their edges too.
         *((streams.rebuild, name, value) for name, value in world.pieces.items()),
     ]
@@ -117,6 +141,8 @@ class World:
     max_facts: int
     pieces: Mapping[str, int]
     """Constants of streams/rebuild.py by name: how much is read back and handled at once."""
+    exactly_once: bool
+    snapshots: Snapshots | None
     nonces: int = 0
     unexpected: list[str] = field(default_factory=list)
     """Errors that end a process although nothing that happened explains them."""
@@ -142,21 +168,44 @@ class Process:
         self._wake = Event(self.schedule)
         self._moved_ms = self.schedule.now_ms
         client: Mapping[str, Any] = {"sim.host": self}
-        self.sink = KafkaSink(SinkSettings(client, SCORES, DEAD_LETTERS, 30.0, ALERTS))
+        outputs = SinkSettings(client, SCORES, DEAD_LETTERS, 30.0, ALERTS)
+        self.sink: KafkaSink | Transactions = KafkaSink(outputs)
+        if world.exactly_once:
+            self.sink = Transactions(outputs, "group")
         self.engine = Engine(
             EngineSettings(world.max_facts, 3), Client(world.redis, self), self.shelf, self.sink, lambda: self.schedule.now_ms, metrics()
         )
+        self.snapshotter: Snapshotter | None = None
+        if world.snapshots is not None:
+            self.snapshotter = self.engine.keeper = Snapshotter(
+                world.snapshots,
+                Client(world.redis, self),
+                Client(world.redis, self),
+                self.schedule.random.choice([0.01, 0.1, 5.0]),
+                metrics(),
+                clock=lambda: self.schedule.now_ms / 1_000,
+                page=self.schedule.random.choice([1, 2, 100]),
+            )
+            self.snapshotter._queue = Queue(self.schedule)  # type: ignore[assignment]  # as below
         self.engine._lock = Lock(self.schedule)  # type: ignore[assignment]  # one that hands over instead of blocking the thread
         self.ingest = Ingest(
             IngestSettings(client, "group", TOPICS, world.batch, 0.005, 1 << 14, 10.0), decoder(), self.engine, self._wake.set
         )
-        self.ingest.restore = Restorer(
-            RestoreSettings(TOPICS, SCORES, DEAD_LETTERS, ALERTS, max_facts=world.max_facts, largest_batch=world.batch),
+        log = LogReader(self)
+        restorer = Restorer(
+            RestoreSettings(TOPICS, SCORES, DEAD_LETTERS, ALERTS, world.max_facts, world.batch, whole=world.exactly_once),
             Client(world.redis, self),
-            LogReader(self),
+            log,
             decoder(),
             metrics(),
-        ).restore
+            world.snapshots,
+        )
+
+        def restore(claim: Claim, wanted: Callable[[], bool]) -> Claim:
+            settle(claim, self.sink, Tail(log, SCORES, DEAD_LETTERS))
+            return restorer.restore(claim, wanted)
+
+        self.ingest.restore = restore
         self.ingest._restored = Queue(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._to_restore = Queue(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest.clock_s = lambda: self.schedule.now_ms / 1_000
@@ -167,6 +216,8 @@ class Process:
         self.schedule.spawn(f"{name} ingest", self, self._read)
         self.schedule.spawn(f"{name} feed", self, self._feed)
         self.schedule.spawn(f"{name} watch", self, self._watch)
+        if self.snapshotter is not None:
+            self.schedule.spawn(f"{name} snapshot", self, self.snapshotter._run)
 
     @property
     def nudged(self) -> bool:
@@ -203,16 +254,8 @@ class Process:
         self.alive = False
         self.broker.silent(self)
         for producer in self.producers:
-            for place, records in producer.left_in_flight():
-
-                def arrive(place: tuple[str, int] = place, records: list[tuple[bytes, bytes]] = records) -> None:
-                    log = self.broker.logs[place]
-                    for key, value in records:
-                        log.append(key, value, self.schedule.now_ms, self.name, self.schedule.steps)
-                    self.schedule.note(f"{len(records)} of {self.name} arrived late at {place}")
-
-                if records:
-                    self.schedule.at(self.broker.random.choice([0, 0, 20, 400]), arrive)
+            for arrive in producer.left_in_flight():
+                self.schedule.at(self.broker.random.choice([0, 0, 20, 400]), arrive)
 
     # -- its threads
 
