@@ -93,6 +93,7 @@ class Ingest:
     assignments: int = 0
     _merges: dict[int, Merge] = field(default_factory=dict)
     _dropped: dict[int, float] = field(default_factory=dict)  # assigned, but not ours to handle; when to claim it again
+    _joining: bool = False  # given up, and not assigned anew since
     _waiting: dict[int, Claim] = field(default_factory=dict)  # claimed and not restored yet
     _restored: SimpleQueue[Claim | BaseException] = field(default_factory=SimpleQueue)
     _to_restore: SimpleQueue[Claim | None] = field(default_factory=SimpleQueue)
@@ -149,9 +150,13 @@ class Ingest:
                 self._dropped[partition] = self.clock_s() + again_s
 
     def behind(self) -> bool:
-        """Whether records are known to exist that this worker should handle and has not been handed."""
+        """Whether records are known to exist that this worker should handle and has not been handed.
+
+        Also whether the group has taken everything away and has not assigned anew, be it nothing: a client that does not get back
+        into its group after the loss of its coordinator would look idle for ever.
+        """
         with self._lock:
-            return bool(self._dropped) or any(merge.lag for merge in self._merges.values())
+            return self._joining or bool(self._dropped) or any(merge.lag for merge in self._merges.values())
 
     def lags(self) -> dict[int, int]:
         """Records known to exist and not handed out yet, per owned partition."""
@@ -381,6 +386,7 @@ class Ingest:
         for partition in partitions:
             self._claim(partition)
         self.assignments += 1
+        self._joining = False
         log.info("assigned partitions %s", partitions)
         self.ready()
 
@@ -462,6 +468,7 @@ class Ingest:
                 self._merges.pop(partition, None)
                 self._waiting.pop(partition, None)
                 self._dropped.pop(partition, None)
+            self._joining = True
         self.owner.revoke(partitions, lost=lost)
         log.info("%s partitions %s", "lost" if lost else "gave up", partitions)
         self.ready()
