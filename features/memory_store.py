@@ -16,6 +16,7 @@ from features.store import (
     CustomerWrite,
     Intent,
     Offsets,
+    Standing,
     broken,
     check,
     check_size,
@@ -100,6 +101,11 @@ class MemoryStore:
             damaged=damage(fresh, meta.rebuilding > 0, meta.customers, len(found.who), meta.outbox, len(found.outbox)),
             rebuilding=meta.rebuilding > 0,
         )
+
+    def standings(self, partitions: Sequence[int]) -> list[Standing]:
+        """Where partitions stand."""
+        looks = map(self.look, partitions)
+        return [Standing(found.nonce, found.applied, not found.damaged) for found in looks]
 
     def intend(self, partition: int, nonce: str, former: Offsets, intent: Intent) -> None:
         """As in Store."""

@@ -30,6 +30,7 @@ from features.facts import TOPICS
 from features.redis_health import Health, ask, refusal
 from features.redis_nodes import open_nodes
 from features.store import (
+    DIGEST_SIZE,
     LAYOUT,
     MAX_CUSTOMERS,
     MIGRATED,
@@ -39,6 +40,7 @@ from features.store import (
     CustomerWrite,
     Intent,
     Offsets,
+    Standing,
     broken,
     check,
     check_size,
@@ -157,6 +159,21 @@ class RedisStore:
     def look(self, partition: int) -> Claim:
         """Where the partition stands, without claiming it; the nonce is its owner's, "" when nobody's."""
         return _claim(partition, self._call(partition, *self._function("look", self._own(partition), read_only=True)))
+
+    def standings(self, partitions: Sequence[int]) -> list[Standing]:
+        """Where partitions stand: one round trip, and cheap whatever they hold."""
+        fields = (b"owner", b"customers", *(_APPLIED + name.encode() for name in TOPICS))
+        commands: list[tuple[int, Command]] = []
+        for partition in partitions:
+            meta, who, _ = self._own(partition)
+            commands += [(partition, ("HMGET", meta, *fields)), (partition, ("STRLEN", who))]
+        answers = iter(self._call_all(commands))
+        found = []
+        for answer, listed in zip(answers, answers, strict=True):
+            owner, counted, *applied = _raised(answer)
+            offsets = {name: -1 if offset is None else int(offset) for name, offset in zip(TOPICS, applied, strict=True)}
+            found.append(Standing((owner or b"").decode(), offsets, _raised(listed) == DIGEST_SIZE * int(counted or 0)))
+        return found
 
     def intend(self, partition: int, nonce: str, former: Offsets, intent: Intent) -> None:
         """As in Store."""

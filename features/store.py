@@ -80,6 +80,16 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a partition stands, read in passing. whole: its list of customers is as long as it should be. Not of one moment: while
+    a batch is applied, offsets and list may not belong together."""
+
+    nonce: str  # its owner's, "" when nobody's
+    applied: Offsets
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CustomerState:
     """One customer as stored. `main` starts with a prefix the store may read (features/state.py): first and number of closed chunks."""
 

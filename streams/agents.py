@@ -177,9 +177,16 @@ def scoring_agent(
             yield
 
 
+class _App(faust.App):
+    """Keeps nothing in files: without this, every worker leaves `<app id>-data/` in the directory it was started in."""
+
+    def _create_directories(self) -> None:
+        pass
+
+
 def faust_app(name: str, servers: str, client: Mapping[str, str], control_topic: str, on_command: Callable[[str], None]) -> faust.App:
     """A Faust app whose only topic is the worker's own control topic: a record "drain" there stops it gracefully."""
-    app = faust.App(
+    app = _App(
         name,
         broker=[f"kafka://{server.strip()}" for server in servers.split(",")],
         broker_credentials=credentials(client),

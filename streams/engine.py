@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from features.facts import KIND, OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
-from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Store
+from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Standing, Store
 from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged, StoreWentBack
 from scoring.bands import floors
 from streams.merge import Batch, watermark
@@ -146,6 +146,7 @@ class Partition:
     counters: dict[str, int]
     histories: Histories
     model: str = ""  # digest of the model of the last score
+    ready: bool = False  # restored: what is stored is what was applied
 
 
 def _model(work: _Work) -> str:
@@ -243,6 +244,7 @@ class Engine:
             partition = self._partitions.get(claim.partition)
             if partition is not None and partition.nonce == claim.nonce:
                 self._own(claim)
+                self._partitions[claim.partition].ready = True
 
     def _own(self, claim: Claim) -> None:
         self._partitions[claim.partition] = Partition(
@@ -272,6 +274,29 @@ class Engine:
                 if partition is not None and not lost:
                     self._store.release(number, partition.nonce)
             self._share_memory()
+
+    def compare(self, standings: Callable[[Sequence[int]], Sequence[Standing]]) -> Result:
+        """Give up the partitions whose state was lost or went back though no batch has come that would find out.
+
+        standings: reads the store over a connection of its own, so that no batch is held up. From any thread. A partition that stands
+        where it should under another owner is left to the group, or to its next batch.
+        """
+        before = {number: (p.nonce, p.applied) for number, p in list(self._partitions.items()) if p.ready}
+        found = standings(list(before)) if before else []
+        fenced: list[int] = []
+        gone: list[int] = []
+        with self._lock:
+            for (number, seen), standing in zip(before.items(), found, strict=True):
+                partition = self._partitions.get(number)
+                if partition is None or (partition.nonce, partition.applied) != seen:
+                    continue  # a batch was applied meanwhile, and knows better
+                behind = any(standing.applied[name] < offset for name, offset in partition.applied.items())
+                if behind or (standing.nonce == partition.nonce and not standing.whole):
+                    what = f"holds {dict(standing.applied)}" if behind else "has lost customers"
+                    log.error("partition %d: %s was applied, the store %s", number, partition.applied, what)
+                    (fenced if standing.nonce not in ("", partition.nonce) else gone).append(number)
+                    self._drop(number)
+        return Result({}, fenced, {}, gone)
 
     @property
     def owned(self) -> list[int]:
@@ -518,7 +543,7 @@ class Engine:
         """Apply all batches in one round trip. Raises ChainBroken when a store is ahead of us: somebody else writes there."""
         try:
             self._store.apply(changes)
-        except (Fenced, StoreWentBack):
+        except (Fenced, StoreWentBack, StateDamaged):
             # One of them was refused, and it matters which: asked one by one, what is already in is recognised and accepted.
             for change in changes:
                 with refused.noted(change.partition):

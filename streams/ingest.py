@@ -93,7 +93,7 @@ class Ingest:
     assignments: int = 0
     _merges: dict[int, Merge] = field(default_factory=dict)
     _dropped: dict[int, float] = field(default_factory=dict)  # assigned, but not ours to handle; when to claim it again
-    _joining: bool = False  # given up, and not assigned anew since
+    _joining: bool = True  # not in the group, as far as it has told us
     _waiting: dict[int, Claim] = field(default_factory=dict)  # claimed and not restored yet
     _restored: SimpleQueue[Claim | BaseException] = field(default_factory=SimpleQueue)
     _to_restore: SimpleQueue[Claim | None] = field(default_factory=SimpleQueue)
@@ -146,14 +146,15 @@ class Ingest:
         was slow to learn that it had lost it.
         """
         with self._lock:
-            if self._merges.pop(partition, None) is not None:
+            merge, waiting = self._merges.pop(partition, None), self._waiting.pop(partition, None)
+            if merge is not None or waiting is not None:
                 self._dropped[partition] = self.clock_s() + again_s
 
     def behind(self) -> bool:
         """Whether records are known to exist that this worker should handle and has not been handed.
 
-        Also whether the group has taken everything away and has not assigned anew, be it nothing: a client that does not get back
-        into its group after the loss of its coordinator would look idle for ever.
+        Also while the group has assigned nothing yet, or has taken everything away and not assigned anew, be it no partition at all:
+        a client that does not get back into its group after the loss of its coordinator would look idle for ever.
         """
         with self._lock:
             return self._joining or bool(self._dropped) or any(merge.lag for merge in self._merges.values())
@@ -167,7 +168,8 @@ class Ingest:
     def caught_up(self) -> bool:
         """Whether everything known of the owned partitions has been handed out, and there has been an assignment."""
         with self._lock:
-            return self.assignments > 0 and not self._waiting and all(merge.caught_up for merge in self._merges.values())
+            away = self._waiting or self._dropped
+            return self.assignments > 0 and not away and all(merge.caught_up for merge in self._merges.values())
 
     # -- the thread
 
@@ -427,9 +429,9 @@ class Ingest:
                 self.owner.restored(claim)
                 merge = self._merge(consumer, claim)
                 with self._lock:
-                    self._merges[claim.partition] = merge
-                    del self._waiting[claim.partition]
-                begun.append(claim.partition)
+                    if self._waiting.pop(claim.partition, None) is not None:  # else dropped meanwhile
+                        self._merges[claim.partition] = merge
+                        begun.append(claim.partition)
         if begun:
             with self._lock:
                 buffers = [(partition, buffer) for partition, merge in self._merges.items() for buffer in merge.buffers]

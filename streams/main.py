@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from features.facts import TOPICS
+from features.redis_store import RedisStore
 from features.store import Claim
 from proto.errors import BadInput, DependencyUnreachable
 from scoring.fallback import Fallback
@@ -115,7 +116,10 @@ class Watchdog:
             elif not self.behind():
                 self._moved_at, self.stalled_s = now, 0.0
             elif now > self._moved_at + self.timeout_s:
-                log.critical("records wait, and none was applied for %g s: ending, to be started afresh", self.timeout_s)
+                log.critical(
+                    "records wait, or the group does not take us in, and none was applied for %g s: ending, to be started afresh",
+                    self.timeout_s,
+                )
                 os._exit(EXIT_HARD)
 
 
@@ -138,7 +142,6 @@ class Worker:
         server = metrics.serve(s.metrics_port) if s.metrics_port else None
         # What may pass is waited for as long as the watchdog waits for an applied batch: nothing is lost meanwhile.
         store = open_store(s, self._redis_url, patience_s=s.progress_timeout_s)
-        store_watch = StoreWatch(open_store(s, self._redis_url, patience_s=0), metrics)
         money = Money(s.currency, exponent_of(s.currency))
         reload = Reload(
             ReloadSettings(self._client, s.prefixed("churn-models"), s.dependency_timeout_s),
@@ -254,6 +257,14 @@ class Worker:
             for partition in result.broken:
                 ingest.drop(partition, again_s=0.0)
 
+        def glance(store: RedisStore) -> None:
+            lost = engine.compare(store.standings)
+            for partition in lost.fenced:
+                ingest.drop(partition)
+            for partition in lost.broken:
+                ingest.drop(partition, again_s=0.0)
+
+        store_watch = StoreWatch(open_store(s, self._redis_url, patience_s=0), metrics, glance=glance)
         feeder = Feeder(channel, ingest.take, lambda: ingest.caught_up, on_result, result_timeout_s=s.progress_timeout_s + RESULT_S)
         scoring_agent(app, channel, engine.process, lambda: feeder.progress)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from features.redis_health import FULL, Health
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 10.0
+GLANCE_EVERY_S: Final = 1.0
 
 
 def open_store(settings: Settings, url: str, *, patience_s: float = 6.0) -> RedisStore:
@@ -31,10 +34,15 @@ def open_store(settings: Settings, url: str, *, patience_s: float = 6.0) -> Redi
 
 
 class StoreWatch:
-    """A thread of its own that looks at the servers: metrics, and a warning when one fills up or refuses writes."""
+    """A thread of its own that looks at the servers: metrics, and a warning when one fills up or refuses writes.
 
-    def __init__(self, store: RedisStore, metrics: Metrics, *, every_s: float = LOOK_EVERY_S) -> None:
-        self._store, self._metrics, self._every_s = store, metrics, every_s
+    glance: called every GLANCE_EVERY_S with the store, to look whether what it holds is still there.
+    """
+
+    def __init__(
+        self, store: RedisStore, metrics: Metrics, *, every_s: float = LOOK_EVERY_S, glance: Callable[[RedisStore], None] = lambda _: None
+    ) -> None:
+        self._store, self._metrics, self._every_s, self._glance = store, metrics, every_s, glance
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store-watch", daemon=True)
         self._said: set[tuple[str, str]] = set()
@@ -48,13 +56,17 @@ class StoreWatch:
         self._ended.set()
 
     def _run(self) -> None:
+        due_s = 0.0
         try:
             while not self._ended.is_set():
                 try:
-                    self.look()
+                    if time.monotonic() >= due_s:
+                        due_s = time.monotonic() + self._every_s
+                        self.look()
+                    self._glance(self._store)
                 except ChurnError as error:  # it does not answer: the batches in work say so
                     log.debug("%s", error)
-                self._ended.wait(self._every_s)
+                self._ended.wait(min(self._every_s, GLANCE_EVERY_S))
         finally:
             self._store.close()
 

@@ -43,24 +43,20 @@ def test_a_worker_that_hangs_ends_itself_and_another_goes_on(deployment: Deploym
 
 @both_modes
 def test_a_stop_under_load_repeats_nothing(deployment: Deployment, delivery: str) -> None:
-    settings = {"CHURN_DELIVERY": delivery, "CHURN_BATCH_MAX_EVENTS": "100"}
-    begun = 0
-    for round_ in range(3):
-        deployment.feed(6_000, seed=round_, start_ms=1_700_000_000_000 + round_ * 100_000_000)
-        worker = deployment.start(**settings)
-        enough = deployment.handled()["events"] + 500
-        deployment.until(lambda enough=enough: deployment.handled()["events"] > enough)  # type: ignore[misc]
-        begin = time.monotonic()
-        worker.send_signal(signal.SIGTERM)
-        done = deployment.wait(worker)
-        assert (done.code, done.json()["residue"]) == (0, 0), done.err
-        assert time.monotonic() - begin < 10
-        begun += deployment.handled()["events"] < 6_000 * (round_ + 1)
-        store = deployment.store()
-        stands = [store.look(partition) for partition in range(deployment.settings.partitions)]
-        store.close()
-        assert {(stand.nonce, stand.intent) for stand in stands} == {("", None)}
-    assert begun  # at least one was stopped in mid-stream
+    settings = {"CHURN_DELIVERY": delivery, "CHURN_BATCH_MAX_EVENTS": "50"}
+    deployment.feed(8_000)
+    worker = deployment.start(**settings)
+    deployment.until(lambda: deployment.handled()["events"] > 500)
+    begin = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    done = deployment.wait(worker)
+    assert (done.code, done.json()["residue"]) == (0, 0), done.err
+    assert time.monotonic() - begin < 10
+    assert deployment.handled()["events"] < 8_000  # in mid-stream
+    store = deployment.store()
+    stands = [store.look(partition) for partition in range(deployment.settings.partitions)]
+    store.close()
+    assert {(stand.nonce, stand.intent) for stand in stands} == {("", None)}
     group = deployment.settings.topic_prefix + deployment.settings.group_id
     admin = AdminClient(deployment.client)
     offsets = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(10)
@@ -69,36 +65,41 @@ def test_a_stop_under_load_repeats_nothing(deployment: Deployment, delivery: str
         for topic, offset in stand.applied.items():
             assert hints.get((deployment.settings.prefixed(topic), stand.partition), 0) == offset + 1
     deployment.work(CHURN_DELIVERY=delivery)
-    assert len(raw(deployment)) == len(set(raw(deployment))) == 18_000
+    assert len(raw(deployment)) == len(set(raw(deployment))) == 8_000
 
 
-@both_modes
-def test_a_frozen_worker_that_thaws_changes_nothing(deployment: Deployment, delivery: str) -> None:
+def test_a_frozen_worker_that_thaws_changes_nothing(deployment: Deployment) -> None:
+    """Both modes at once: what takes time is the group, which has to notice."""
     calm = beside(deployment, "calm")
-    for each in (deployment, calm):
+    sides = {delivery: beside(deployment, delivery) for delivery in MODES}
+    for each in (calm, *sides.values()):
         each.feed(8_000)
     calm.work()
-    settings = {"CHURN_DELIVERY": delivery, "CHURN_BATCH_MAX_EVENTS": "50"}
-    zombie = deployment.start(**settings)
-    deployment.until(lambda: deployment.handled()["events"] > 400)
-    zombie.send_signal(signal.SIGSTOP)
-    assert deployment.handled()["events"] < 8_000
-    successor = deployment.start(**settings)
+    zombies, successors = {}, {}
+    for delivery, side in sides.items():
+        settings = {"CHURN_DELIVERY": delivery, "CHURN_BATCH_MAX_EVENTS": "50"}
+        zombies[delivery] = side.start(**settings)
+        side.until(lambda side=side: side.handled()["events"] > 400)  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
+        zombies[delivery].send_signal(signal.SIGSTOP)
+        assert side.handled()["events"] < 8_000
+        successors[delivery] = side.start(**settings)
     try:
-        deployment.until(lambda: deployment.handled()["events"] == 8_000)
+        for side in sides.values():
+            side.until(lambda side=side: side.handled()["events"] == 8_000)  # type: ignore[misc]  # as above
     finally:
-        zombie.send_signal(signal.SIGCONT)
+        for zombie in zombies.values():
+            zombie.send_signal(signal.SIGCONT)
     time.sleep(3)
-    for worker in (successor, zombie):
-        if worker.poll() is None:
-            worker.send_signal(signal.SIGTERM)
-    assert deployment.wait(successor).code == 0
-    deployment.wait(zombie)  # it may have ended with an error: it lost its partitions in mid-batch
-    assert deployment.states() == calm.states()
-    assert deployment.handled() == calm.handled()
-    if delivery == "exactly_once":
-        assert len(raw(deployment)) == 8_000
-    assert [first_wins(rows) for rows in deployment.scores()] == [first_wins(rows) for rows in calm.scores()]
+    for delivery, side in sides.items():
+        for worker in (successors[delivery], zombies[delivery]):
+            if worker.poll() is None:
+                worker.send_signal(signal.SIGTERM)
+        assert side.wait(successors[delivery]).code == 0
+        side.wait(zombies[delivery])  # it may have ended with an error: it lost its partitions in mid-batch
+        assert side.states() == calm.states()
+        assert side.handled() == calm.handled()
+        assert [first_wins(rows) for rows in side.scores()] == [first_wins(rows) for rows in calm.scores()]
+    assert len(raw(sides["exactly_once"])) == 8_000
 
 
 def test_a_record_on_which_native_code_crashes_becomes_a_dead_letter(deployment: Deployment) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -13,6 +15,7 @@ from redis import Redis
 
 from features.facts import TOPICS
 from features.state import decode
+from features.store import Claim
 from streams.log import KafkaLog
 from tests.conftest import run_command
 from tests.e2e.test_worker import Deployment, beside, deployment
@@ -113,6 +116,51 @@ def test_an_emptied_store_is_rebuilt_and_nothing_is_emitted_again(deployment: De
     verified = run_command("snapshot", "verify", "--json", environment=environment).json()
     assert verified["damaged"] == 0
     assert len(verified["snapshots"]) == deployment.settings.partitions
+
+
+def test_what_is_lost_while_nothing_happens_is_brought_back_without_an_event(deployment: Deployment, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    name = deployment.settings.namespace
+    deployment.feed(600)
+    program = f"import os; from streams.cli import main; os.chdir({str(elsewhere)!r}); main()"
+    worker = deployment.start(program=program)
+    deployment.until(lambda: deployment.handled()["events"] == 600)
+    with Redis.from_url(deployment.settings.redis_url.get_secret_value()) as redis:
+        backup = {key: redis.dump(key) for key in redis.scan_iter(match=f"{name}:*", count=1_000)}
+    deployment.feed(600, seed=8, start_ms=1_700_100_000_000)
+    deployment.until(lambda: deployment.handled()["events"] == 1_200)
+    states, counters, outputs = deployment.states(), deployment.handled(), ends(deployment, OUTPUTS)
+
+    def put_back() -> None:
+        lose(deployment, f"{name}:*")
+        with Redis.from_url(deployment.settings.redis_url.get_secret_value()) as redis:
+            for key, dumped in backup.items():
+                redis.restore(key, 0, dumped)
+
+    losses = (partial(lose, deployment, f"{name}:*"), partial(lose, deployment, f"{name}:*:who"), put_back)
+    for loss in losses:
+        before = {stand.nonce for stand in stands(deployment)}
+        loss()
+        deployment.until(lambda before=before: all(whole(stand) and stand.nonce not in before for stand in stands(deployment)))  # type: ignore[misc]  # the default binds this turn's value, which mypy cannot type
+        deployment.until(lambda: deployment.handled() == counters)
+        assert deployment.states() == states
+    assert ends(deployment, OUTPUTS) == outputs
+    worker.send_signal(signal.SIGTERM)
+    done = deployment.wait(worker)
+    assert (done.code, done.json()["residue"], done.json()["events_in"]) == (0, 0, 1_200), done.err
+    assert list(elsewhere.iterdir()) == []  # it leaves nothing where it was started
+
+
+def stands(deployment: Deployment) -> list[Claim]:
+    store = deployment.store()
+    found = [store.look(partition) for partition in range(deployment.settings.partitions)]
+    store.close()
+    return found
+
+
+def whole(stand: Claim) -> bool:
+    return bool(stand.nonce) and not (stand.fresh or stand.rebuilding or stand.damaged)
 
 
 def test_a_worker_takes_snapshots_while_it_works(deployment: Deployment, tmp_path: Path) -> None:

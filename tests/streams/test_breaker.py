@@ -1,7 +1,10 @@
-"""When a worker stops taking records that all become dead letters, and the accounts it shows."""
+"""When a worker stops taking records that all become dead letters, when it ends for want of progress, and the accounts it shows."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from random import Random
 
@@ -9,6 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from streams.breaker import LEAST, WINDOW_S, Breaker
+from streams.main import Watchdog
 from streams.metrics import COUNTERS, Metrics
 
 
@@ -50,3 +54,25 @@ def test_every_scrape_works_the_residue_out() -> None:
     assert 'churn_accounting_residue{partition="0"} 0.0' in text
     assert 'churn_accounting_residue{partition="3"} 1.0' in text
     assert 'churn_partition_records_total{partition="0",what="scores"} 7.0' in text
+
+
+def test_the_watchdog_ends_a_worker_that_is_behind_and_applies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    behind = False
+    watchdog = Watchdog(lambda: behind, 0.6)
+
+    def end(code: int) -> None:
+        assert code == 1
+        ended.set()
+        watchdog.done()
+
+    monkeypatch.setattr(os, "_exit", end)
+    watchdog.start()
+    assert not ended.wait(1.2)  # idle
+    behind = True
+    for _ in range(12):
+        watchdog.moved()
+        assert not ended.wait(0.1)  # busy
+    began = time.monotonic()
+    assert ended.wait(10)
+    assert time.monotonic() - began > 0.4

@@ -19,7 +19,7 @@ import pytest
 from features.facts import DAY_MS, TOPICS
 from features.history import Histories, digest, vectors
 from features.memory_store import MemoryStore
-from features.store import Intent, Offsets
+from features.store import Intent, Offsets, Standing
 from proto.errors import ArtifactRejected, ChainBroken, Fenced, InvariantBroken
 from proto.scores import BANDS, AlertRecord, DeadLetter, ScoreRecord
 from scoring.bands import floors
@@ -551,6 +551,93 @@ def test_a_store_that_went_back_costs_the_partition_until_it_is_claimed_again() 
     other.process([batch for batch in [ahead.take(20)] if batch])
     with pytest.raises(ChainBroken):
         engine.process([batch for batch in [behind.take(20)] if batch])
+
+
+class Unlisting(MemoryStore):
+    """Loses its list of customers of partition 0 while outputs are produced."""
+
+    def apply(self, batches: Any) -> None:
+        self._partitions[0].who.clear()
+        super().apply(batches)
+
+
+def test_damage_met_while_applying_costs_the_partition_and_not_the_worker() -> None:
+    topics = world(12, events=120)
+    store, log = Unlisting(), Log()
+    engine = engine_on(store, log)
+    merges = [start(engine, topics, f"n{partition}", partition) for partition in (0, 1)]
+    for _ in range(2):
+        result = engine.process([batch for merge in merges if (batch := merge.take(20)) is not None])
+    assert (result.broken, list(result.applied), engine.owned) == ([0], [1], [1])
+    assert store.claim(0, "n2").damaged
+
+
+def emptied(store: MemoryStore, _: MemoryStore) -> None:
+    store._partitions.clear()
+
+
+def rolled_back(store: MemoryStore, before: MemoryStore) -> None:
+    store.__dict__.update(deepcopy(before.__dict__))
+
+
+def rolled_back_to_another(store: MemoryStore, before: MemoryStore) -> None:
+    rolled_back(store, before)
+    store.claim(0, "another")
+
+
+def unlisted(store: MemoryStore, _: MemoryStore) -> None:
+    del store._partitions[0].who[:8]
+
+
+def claimed(store: MemoryStore, _: MemoryStore) -> None:
+    store.claim(0, "another")
+
+
+def untouched(store: MemoryStore, _: MemoryStore) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "broken", "fenced"),
+    [
+        (emptied, [0], []),
+        (rolled_back, [0], []),
+        (rolled_back_to_another, [], [0]),
+        (unlisted, [0], []),
+        (claimed, [], []),  # in good order: for the group to say
+        (untouched, [], []),
+    ],
+)
+def test_a_partition_at_rest_is_given_up_when_its_state_is_not_there_any_more(
+    change: Callable[[MemoryStore, MemoryStore], None], broken: list[int], fenced: list[int]
+) -> None:
+    topics = world(13, events=120)
+    store, before = MemoryStore(), MemoryStore()
+    engine = engine_on(store, Log())
+    merge = start(engine, topics, "n")
+    first, second, third = (merge.take(20) for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    engine.process([first])
+    before.__dict__.update(deepcopy(store.__dict__))
+    engine.process([second])
+    change(store, before)
+    # Until it is restored, what is stored is the Restorer's business.
+    assert engine.compare(store.standings) == Result({}, [], {}, [])
+    engine._partitions[0].ready = True
+    found = engine.compare(store.standings)
+    assert (found.broken, found.fenced, engine.owned) == (broken, fenced, [] if broken or fenced else [0])
+    if change is not untouched:
+        return
+
+    def while_a_batch_goes_through(partitions: Sequence[int]) -> Sequence[Standing]:
+        stale = before.standings(partitions)
+        engine.process([third])
+        return stale
+
+    assert engine.compare(while_a_batch_goes_through) == Result({}, [], {}, [])
+    assert engine.compare(before.standings).broken == [0]  # the same answer, and nothing came between: it counts
 
 
 def test_an_outbox_comes_back_as_it_was() -> None:

@@ -88,6 +88,86 @@ class Owning:
         """Nothing to give back."""
 
 
+def ingest_of(settings: Settings, kind: type[Ingest] = Ingest) -> Ingest:
+    return kind(
+        IngestSettings(client_config(settings), settings.group_id, [settings.prefixed(topic) for topic in TOPICS], 100, 0.01, 1 << 20, 10),
+        Decoder(currency="EUR", rates={}, future_ms=0, max_bytes=1_000, digest_key=b"k"),
+        Owning(),
+        lambda: None,
+    )
+
+
+class Deaf(Ingest):
+    """Does not hear of a second assignment, as a client that never gets back into its group."""
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        if not self.assignments:
+            super()._on_assign(consumer, assigned)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_worker_without_partitions_is_in_its_group_and_one_that_does_not_get_back_is_behind(settings: Settings) -> None:
+    """The watchdog ends whoever is behind and does not get on: not three workers on two partitions."""
+    settings = settings.model_copy(update={"partitions": 2})
+    create(settings)
+    workers = [ingest_of(settings, kind) for kind in (Deaf, Ingest, Ingest)]
+    assert all(worker.behind() for worker in workers)  # never heard of a group
+    workers[0].start()
+    until(lambda: sorted(workers[0].lags()) == [0, 1])
+    assert not workers[0].behind()
+    for worker in workers[1:]:
+        worker.start()
+    until(lambda: not any(worker.behind() for worker in workers[1:]) and sum(len(worker.lags()) for worker in workers) >= 1)
+    settled = time.monotonic() + 1
+    while time.monotonic() < settled:
+        assert workers[0].behind()  # the group has taken its partitions, and it hears of no others
+        time.sleep(0.02)
+    workers[0].stop()
+    assert workers[0].join(20)
+    until(lambda: sorted(len(worker.lags()) for worker in workers[1:]) == [1, 1] and not any(worker.behind() for worker in workers[1:]))
+    workers.append(ingest_of(settings))
+    workers[-1].start()
+    until(lambda: workers[-1].assignments > 0 and sorted(len(worker.lags()) for worker in workers[1:]) == [0, 1, 1])
+    assert not any(worker.behind() for worker in workers[1:])
+    for worker in workers[1:]:
+        worker.stop()
+    assert all(worker.join(20) for worker in workers)
+
+
+def test_a_partition_dropped_while_it_is_restored_is_claimed_again(settings: Settings) -> None:
+    settings = settings.model_copy(update={"partitions": 1})
+    create(settings)
+    restoring, go_on = threading.Event(), threading.Event()
+    claims: list[Claim] = []
+
+    def restore(claim: Claim, wanted: Callable[[], bool]) -> Claim:
+        claims.append(claim)
+        restoring.set()
+        assert go_on.wait(30)
+        return claim
+
+    worker = ingest_of(settings)
+    worker.restore = restore
+    worker.start()
+    assert restoring.wait(30)
+    worker.drop(0, again_s=0.0)
+    assert worker.behind()
+    assert not worker.caught_up
+    until(lambda: not worker._dropped)
+    go_on.set()
+    until(lambda: 0 in worker.lags())
+    assert worker._merges[0].nonce == claims[-1].nonce != claims[0].nonce
+    assert not worker.behind()
+    worker.stop()
+    assert worker.join(20)
+
+
 def read_ahead(settings: Settings, bound: int) -> int:
     """Bytes held decoded in front of a worker that takes nothing, once it has stopped reading on."""
     ingest = Ingest(
