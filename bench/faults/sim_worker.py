@@ -20,6 +20,7 @@ import streams.snapshot
 from bench.faults.sim_broker import Broker, Consumer, LogReader, Producer
 from bench.faults.sim_redis import Client, ModelRedis
 from bench.faults.sim_schedule import Event, Lock, Pool, Queue, Scheduler, Threads
+from bench.small_model import repacked, small
 from features.facts import TOPICS
 from features.store import Claim
 from proto.errors import ArtifactRejected
@@ -35,7 +36,6 @@ from streams.rebuild import Restorer, RestoreSettings
 from streams.scores import Model
 from streams.sink import KafkaSink, SinkSettings, Transactions, settle
 from streams.snapshot import Snapshots, Snapshotter
-from tests.models.small import repacked, small
 
 SCORES: Final = "churn-scores"
 DEAD_LETTERS: Final = "churn-dead-letters"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import zstandard
 
+from bench.small_model import manifest_of, repacked, small
 from models import artifact, graph
 from models.artifact import MAGIC, Manifest, pack, unpack
 from proto.errors import ArtifactRejected
-from tests.models.small import manifest_of, repacked, small
 
 
 def test_packed_and_unpacked_it_is_the_same() -> None:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import xgboost
 
+from bench.small_model import PLATT, small, vectors
 from features.catalog import N_FEATURES
 from models import calibrate, export, graph
 from models.session import BATCHES, Session
 from proto.errors import ArtifactRejected
-from tests.models.small import PLATT, small, vectors
 
 
 def test_the_graph_scores_like_xgboost_with_platt_in_float64() -> None:

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import helper
 
+from bench.small_model import small
 from features.catalog import N_FEATURES
 from models import graph
 from proto.errors import ArtifactRejected
-from tests.models.small import small
 
 Change = Callable[[onnx.ModelProto], None]
 

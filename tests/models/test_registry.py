@@ -9,6 +9,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from bench.small_model import small
 from models import registry
 from proto.errors import ArtifactRejected, BadUsage, DependencyUnreachable
 from streams.feed import Pace, Record, send
@@ -16,7 +17,6 @@ from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
 from tests.conftest import Completed
 from tests.models.shop import START, rhythms
-from tests.models.small import small
 
 
 def test_a_kept_model_is_read_again(tmp_path: Path) -> None:

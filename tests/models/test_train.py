@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.small_model import small
 from features.catalog import CATALOG, N_FEATURES, NAMES, Op
 from features.window import DAY_MS
 from models import baseline, gates, train
@@ -20,7 +21,6 @@ from models.train import Options
 from proto.errors import ArtifactRejected, BadInput
 from scoring.scorer import load
 from tests.models.shop import START, rhythms
-from tests.models.small import small
 
 LABEL = Label(days=30, active_days=90)
 SPLIT = Split(START + 300 * DAY_MS, START + 90 * DAY_MS, START + 420 * DAY_MS, LABEL)

@@ -5,6 +5,7 @@ import orjson
 import pytest
 import xgboost
 
+from bench.small_model import PLATT, small
 from features.catalog import N_FEATURES, NAMES
 from models.artifact import unpack
 from models.calibrate import sigmoid
@@ -12,7 +13,6 @@ from scoring.bands import HIGH, LOW, MEDIUM, UNKNOWN
 from scoring.reasons import Money, Reasons, expected_values
 from scoring.scorer import Scorer
 from scoring.treeshap import MAX_BYTES
-from tests.models.small import PLATT, small
 
 GBP = Money("GBP", 2)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.small_model import repacked, small
 from features.catalog import LAYOUT_HASH, N_FEATURES
 from models.artifact import Thresholds, unpack
 from models.session import Session, Vectors
@@ -11,7 +12,6 @@ from proto.scores import BANDS
 from scoring.bands import HIGH, UNKNOWN, bands
 from scoring.fallback import Fallback
 from scoring.scorer import Scorer, load
-from tests.models.small import repacked, small
 
 THRESHOLDS = Thresholds(medium=0.3, high=0.6, version="x")
 

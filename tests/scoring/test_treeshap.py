@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 import xgboost
 
+from bench.small_model import vectors
 from features.catalog import N_FEATURES
 from models import export
 from models.graph import Forest
 from scoring.treeshap import ROWS, TreeShap
-from tests.models.small import vectors
 
 TOLERANCE = 1e-5
 

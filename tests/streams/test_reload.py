@@ -10,6 +10,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from bench.small_model import Small, small
 from models import registry
 from proto.errors import ArtifactRejected
 from scoring.fallback import Fallback
@@ -19,7 +20,6 @@ from streams.reload import Reload, ReloadSettings
 from streams.scores import Model
 from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
-from tests.models.small import Small, small
 
 pytestmark = pytest.mark.servers
 

@@ -1,4 +1,4 @@
-"""A small model of random data, made through the real export, for tests that need one."""
+"""A small model of random data, made through the real export, for the simulation and for tests that need one."""
 
 from dataclasses import dataclass, replace
 from functools import cache
