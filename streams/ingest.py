@@ -449,9 +449,7 @@ class Ingest:
         for buffer, topic in zip(merge.buffers, s.topics, strict=True):
             low, high = self._ends(consumer, topic, claim.partition)
             start = merge.applied[TOPICS[buffer.topic]] + 1
-            if start == 0:
-                start = low
-            elif start < low:
+            if start < low:
                 raise InvariantBroken(
                     f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic now begins at {low}: "
                     "records in between were deleted unread; rebuild the state or set the offsets on purpose"

@@ -146,6 +146,8 @@ class Restorer:
         why = self._lost(claim, outputs)
         if why:
             claim = self._rebuild(claim, outputs, why)
+        elif claim.fresh and claim.intent is None:
+            claim = self._begun(claim)
         try:
             return self._settled(claim, outputs)
         except StateDamaged as error:
@@ -169,12 +171,25 @@ class Restorer:
             return "the store is empty, but scores were emitted"
         if claim.fresh and self.snapshots is not None and self.snapshots.of(claim.partition):
             return "the store is empty, but there is a snapshot"
+        if claim.fresh and claim.intent is None:
+            return ""
         for topic, name in zip(self.settings.inputs, TOPICS, strict=True):
-            # What was never begun begins where the topic does.
             low, applied = self.log.ends(topic, claim.partition)[0], claim.applied[name]
-            if 0 <= applied < low - 1:
+            if applied < low - 1:
                 return f"{topic}[{claim.partition}] begins at {low}, what follows offset {applied} is deleted"
         return ""
+
+    def _begun(self, claim: Claim) -> Claim:
+        """The claim of a partition nobody has worked on, at the beginnings of its topics.
+
+        They are part of the state: an offset of -1 alone would not tell a topic that had lost its first records before anybody came
+        from one that lost them after the store went back to before they were handled.
+        """
+        applied = {name: self.log.ends(topic, claim.partition)[0] - 1 for topic, name in zip(self.settings.inputs, TOPICS, strict=True)}
+        if applied == dict(claim.applied):
+            return claim
+        self.store.apply([Apply(claim.partition, claim.nonce, claim.applied, applied, "", -1, {}, ())])
+        return self.store.claim(claim.partition, claim.nonce)
 
     def _base(self, partition: int) -> tuple[Snapshot | None, Position]:
         """Where to rebuild from: the latest snapshot behind which every record is still there, or the beginning.
@@ -206,7 +221,7 @@ class Restorer:
                 f"good snapshot {where}. Nothing is scored from half a history. Bring back a snapshot; or start afresh in another "
                 "namespace with `churnstream backfill` from files; or accept what is left: CHURN_REBUILD_INCOMPLETE=true"
             )
-        return None, Position(dict.fromkeys(TOPICS, -1), "", -1, {})
+        return None, Position({name: low - 1 for name, (low, _) in zip(TOPICS, ends, strict=True)}, "", -1, {})
 
     def _settled(self, claim: Claim, outputs: Outputs) -> Claim:
         newest = outputs.newest()

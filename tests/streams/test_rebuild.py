@@ -537,6 +537,35 @@ def test_a_lost_state_comes_back_from_a_snapshot_when_the_topics_are_cut_short(s
     assert older != newest
 
 
+def test_a_topic_that_lost_its_first_records_after_they_were_handled_was_begun(tmp_path: Path) -> None:
+    # Simulation, seed 2562: the store went back to before the first login, and retention had taken it.
+    life = lived(Random(5), 1)
+    never = [topic for topic in TOPICS if life.merge.applied[topic] == -1]
+    before = life.store.snapshot()
+    while any(life.merge.applied[topic] < 5 for topic in never):
+        life.run(1)
+    assert never
+    snapshots = Snapshots(tmp_path, "ns")
+    take(life.store, snapshots, PARTITION, NOW_MS)
+    for topic in never:
+        life.broker.delete(topic, 3)
+    life.store.go_back(before)
+    with pytest.raises(InvariantBroken, match="no good snapshot"):
+        again(life)
+    assert as_undisturbed(again(life, snapshots), life.order)
+
+
+def test_a_partition_begins_where_its_topics_do_and_stays_begun() -> None:
+    random = Random(2)
+    life = Life(MemoryStore(), Broker(low={"logins": 40}), world(random), Shelf(), random, "first", iter(range(NOW_MS, NOW_MS + 1_000)))
+    assert life.store.look(PARTITION).applied["logins"] == 39
+    second = again(life)
+    assert second.restored.applied["logins"] == 39
+    life.broker.low["logins"] = 41
+    with pytest.raises(InvariantBroken, match="logins begins at 41"):
+        again(second)
+
+
 @pytest.mark.parametrize("shift", [0, 1, -1])
 def test_a_snapshot_that_lies_about_its_offset_does_not_pass(shift: int, tmp_path: Path) -> None:
     # The planted fault of an offset off by one: what is compared above has to see it.
