@@ -454,7 +454,7 @@ class Ingest:
                     f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic now begins at {low}: "
                     "records in between were deleted unread; rebuild the state or set the offsets on purpose"
                 )
-            elif start > high:
+            if start > high:
                 raise InvariantBroken(
                     f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic ends at {high}: recreated or truncated"
                 )
