@@ -97,6 +97,7 @@ class Run:
         self.faults: Counter[str] = Counter()
         self.lost: dict[int, set[str]] = {}
         """Customers of whom a key was deleted, per partition: found out when somebody looks at them again."""
+        self._supervised = False
 
     def outcome(self) -> Outcome:
         outcome = Outcome(self.seed, events=len(self.arrivals))
@@ -149,11 +150,11 @@ class Run:
             for partition, names in sorted(self.lost.items()):
                 for name in sorted(names):
                     self._probe(partition, name)
-            self.schedule.at(500, self._supervise)
             self._rest()
         # What a zombie still had under way comes to its end, and may break something yet.
         self._pause(20_000)
         self._rest()  # what was applied and refused a moment ago is owed yet
+        self._supervised = False
         if random.random() < 0.3:
             for process in self._alive():
                 process.stop()
@@ -356,12 +357,13 @@ class Run:
             if process.frozen:
                 process.freeze(False)
         self.workers = max(1, self.workers)
+        self._supervised = True
         self.schedule.at(500, self._supervise)
         self._keep_alive()
         self._look()
 
     def _supervise(self) -> None:
-        if not self._at_rest():
+        if self._supervised:
             self._keep_alive()
             self.schedule.at(2_000, self._supervise)
 
@@ -384,8 +386,11 @@ class Run:
     def _at_rest(self) -> bool:
         if len(self.reasons) < len(self.arrivals):
             return False
-        # What a worker was refused to emit is emitted by whoever claims the partition next: at the latest when the watchdog ends it.
-        return not any(p.ingest._dropped for p in self._alive()) and all(not ahead for ahead in self._standing().values())
+        # What a worker applied and was refused to emit, or died before it emitted, is emitted by whoever claims the partition next.
+        alive = self._alive()
+        if any(p.ingest._dropped for p in alive) or not all(any(n in p.ingest._merges for p in alive) for n in range(PARTITIONS)):
+            return False
+        return all(not ahead for ahead in self._standing().values())
 
     def _standing(self) -> dict[tuple[str, int], int]:
         """Records not applied yet, per topic and partition."""
