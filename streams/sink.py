@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +26,6 @@ _FENCED: Final = (
     KafkaError.INVALID_PRODUCER_ID_MAPPING,
 )
 """Another worker has claimed the transactional id."""
-_PARALLEL: Final = 16
-"""Most transactions committed at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,8 @@ class Transactions:
     """A transactional producer for each owned partition: whoever has claimed it last is the only one that can commit.
 
     transactional.id is `<prefix>-<partition>`. A partition is claimed before its first batch, whose thread may be another one.
+    Each partition has a thread, so what is asked of it happens in this order: a producer made for an earlier claim, and initialised
+    after the one of a later claim, would fence the later one.
     The group's offsets, hints anyway, are not part of a transaction: the client's call for that ignores its timeout, and never
     returned after the link to Kafka was cut at the wrong moment (librdkafka #5456).
     """
@@ -123,11 +124,15 @@ class Transactions:
     ) -> None:
         self._settings, self._prefix, self._reached = settings, prefix, reached
         self._claims: dict[int, Future[Producer]] = {}
-        self._pool = ThreadPoolExecutor(_PARALLEL, "transaction")
+        self._turns: Counter[int] = Counter()  # how often each partition was claimed or given up
+        self._threads: dict[int, ThreadPoolExecutor] = {}
 
     def claim(self, partition: int) -> None:
         """Begin to fence the former owner's producer and to end its open transaction; `claimed` waits for it."""
-        self._claims[partition] = self._pool.submit(self._claim, partition)
+        if partition not in self._threads:
+            self._threads[partition] = ThreadPoolExecutor(1, f"transactions-{partition}")
+        self._turns[partition] += 1
+        self._claims[partition] = self._threads[partition].submit(self._claim, partition, self._turns[partition])
 
     def claimed(self, partition: int) -> None:
         """Wait until nobody else can commit outputs of the partition. Raises DependencyUnreachable, Fenced when given up meanwhile."""
@@ -144,7 +149,10 @@ class Transactions:
 
         Raises DependencyUnreachable when Kafka does not take them; those of other partitions may be committed then.
         """
-        futures = {partition: self._pool.submit(self._transact, partition, outbox) for partition, (outbox, _) in outputs.items()}
+        futures = {}
+        for partition, (outbox, _) in outputs.items():
+            # The claim of now: a later one waits for its turn behind this.
+            futures[partition] = self._threads[partition].submit(self._transact, partition, self._claims.get(partition), outbox)
         done = {partition: future.exception() for partition, future in futures.items()}
         for failure in done.values():
             if failure is not None and not isinstance(failure, Fenced):
@@ -156,6 +164,7 @@ class Transactions:
 
     def revoke(self, partition: int) -> None:
         """Give the producer up; no transaction of it is open."""
+        self._turns[partition] += 1
         self._claims.pop(partition, None)
 
     def flush(self) -> None:
@@ -163,7 +172,9 @@ class Transactions:
         for claim in list(self._claims.values()):
             claim.result().flush(self._settings.timeout_s)
 
-    def _claim(self, partition: int) -> Producer:
+    def _claim(self, partition: int, turn: int) -> Producer:
+        if self._turns[partition] != turn:
+            raise Fenced(f"partition {partition} was given up before its transactions were claimed")
         timeout_s = self._settings.timeout_s
         producer = _producer(
             self._settings,
@@ -179,8 +190,7 @@ class Transactions:
         _patiently(lambda: producer.init_transactions(timeout_s), timeout_s)
         return producer
 
-    def _transact(self, partition: int, outbox: Outbox) -> None:
-        claim = self._claims.get(partition)
+    def _transact(self, partition: int, claim: Future[Producer] | None, outbox: Outbox) -> None:
         if claim is None:
             raise Fenced(f"partition {partition}: given up before its outputs were committed")
         producer = claim.result()

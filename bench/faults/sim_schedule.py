@@ -313,10 +313,12 @@ class Future:
 
 
 class Pool:
-    """What the code under simulation takes for a ThreadPoolExecutor: each task is an actor of the process that submits it."""
+    """What the code under simulation takes for a ThreadPoolExecutor with one thread: an actor of the process that submits first."""
 
     def __init__(self, schedule: Scheduler, name: str) -> None:
         self._schedule, self._name = schedule, name
+        self._todo: deque[Callable[[], None]] = deque()
+        self._started = False
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future:
         future = Future(self._schedule)
@@ -328,9 +330,17 @@ class Pool:
                 future.error = error
             future.done = True
 
-        process: Any = self._schedule.current.process
-        self._schedule.spawn(f"{process.name} {self._name}", process, run)
+        self._todo.append(run)
+        if not self._started:
+            self._started = True
+            process: Any = self._schedule.current.process
+            self._schedule.spawn(f"{process.name} {self._name}", process, self._run)
         return future
+
+    def _run(self) -> None:
+        while True:
+            self._schedule.wait(lambda: bool(self._todo))
+            self._todo.popleft()()
 
 
 class Threads:

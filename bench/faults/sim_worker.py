@@ -113,7 +113,7 @@ def clients_of_the_simulation(world: World) -> Iterator[None]:
         (streams.ingest, "secrets", nonces),
         (streams.ingest, "threading", Threads(world.schedule)),
         (streams.sink, "Producer", Producer.of),
-        (streams.sink, "ThreadPoolExecutor", lambda _workers, name: Pool(world.schedule, name)),
+        (streams.sink, "ThreadPoolExecutor", lambda _one, name: Pool(world.schedule, name)),
         (streams.sink, "time", _Clock(world.schedule)),
         (streams.snapshot, "threading", Threads(world.schedule)),
         (streams.snapshot, "time", _Clock(world.schedule)),
