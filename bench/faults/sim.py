@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from bench.faults.sim_broker import Broker
+from bench.faults.sim_broker import Broker, Log
 from bench.faults.sim_check import Output, check_partition, inputs_of, read
 from bench.faults.sim_redis import Broken, ModelRedis
 from bench.faults.sim_schedule import Scheduler
@@ -26,6 +26,7 @@ from bench.faults.sim_worker import (
     DEAD_LETTERS,
     SCORES,
     Process,
+    Slices,
     World,
     clients_of_the_simulation,
     decoder,
@@ -40,6 +41,8 @@ from streams.snapshot import Snapshots
 REST_MS: Final = 400_000
 """I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
 one watchdog period and retries, twice over."""
+DECODED_BY_SLICE: Final = 0.1
+"""Share of the runs in which every slice is decoded where it is read; in the others each topic at once."""
 MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where files cost nothing to write; None is the usual place."""
 STORE_WENT_BACK: Final = frozenset({"ChainBroken", "StateDamaged", "StoreWentBack", "Fenced"})
@@ -60,25 +63,25 @@ class Outcome:
     virtual_ms: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     digest: str = ""
-    trace: list[str] | None = None
+    trace: list[str] = field(default_factory=list)
 
 
-def simulate(seed: int, *, keep_trace: bool = False) -> Outcome:
+def simulate(seed: int) -> Outcome:
     """Run one seed. Never raises for a broken promise: the outcome says so."""
-    return Run(seed, keep_trace=keep_trace).outcome()
+    return Run(seed).outcome()
 
 
 class Run:
     """A world and what happens to it; the scenario itself is the scheduler's main actor."""
 
-    def __init__(self, seed: int, *, keep_trace: bool, at_rest: Callable[[Run], object] | None = None) -> None:
+    def __init__(self, seed: int, *, at_rest: Callable[[Run], object] | None = None) -> None:
         """at_rest: called before the checks, by tests of the checks."""
         self.seed, self._at_rest_hook = seed, at_rest
         self.random = Random(f"{seed}/faults")
         world_random = Random(f"{seed}/world")
         size = size_of(world_random)
         self.arrivals = arrivals(world_random, size)
-        self.schedule = Scheduler(str(seed), START_MS, keep_trace=keep_trace)
+        self.schedule = Scheduler(str(seed), START_MS)
         self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS, ALERTS), PARTITIONS, Random(f"{seed}/broker"))
         self.redis = ModelRedis(self.schedule, PARTITIONS, Random(f"{seed}/redis"))
         exactly_once = self.random.random() < 0.4
@@ -86,9 +89,21 @@ class Run:
         self.snapshots = Snapshots(Path(self._home.name), "sim") if self._home is not None else None
         pieces = {"MARGIN": self.random.choice([1, 4_000])}
         pieces |= self.random.choice([{}, {"GAP": 3, "SPAN": 12, "STREAMED": 5}, {"GAP": 20, "SPAN": 8, "STREAMED": 9}])
+        max_facts = self.random.choice([1, 60, 100_000])
+        self.slices = Slices()
+        by_slice = Random(f"{seed}/decoder").random() < DECODED_BY_SLICE
         self.world = World(
-            self.schedule, self.broker, self.redis, size.batch, self.random.choice([1, 60, 100_000]), pieces, exactly_once, self.snapshots
+            self.schedule,
+            self.broker,
+            self.redis,
+            size.batch,
+            max_facts,
+            pieces,
+            exactly_once,
+            self.snapshots,
+            decoder() if by_slice else self.slices,
         )
+        self._prepare()
         self.reasons: dict[tuple[str, int, int], Reason] = {}
         self.processes: list[Process] = []
         self.workers = self.random.choice([1, 1, 2, 2, 3])
@@ -98,6 +113,15 @@ class Run:
         self.lost: dict[int, set[str]] = {}
         """Customers of whom a key was deleted, per partition: found out when somebody looks at them again."""
         self._supervised = False
+
+    def _prepare(self) -> None:
+        """Decode what will arrive."""
+        coming: dict[tuple[int, int], Log] = {}
+        for record in self.arrivals:
+            log = coming.setdefault((record.topic, record.partition), Log((TOPICS[record.topic], record.partition)))
+            log.append(record.key, record.value, START_MS, number=record.number)
+        for (topic, partition), log in coming.items():
+            self.slices.prepare(topic, partition, log.messages)
 
     def outcome(self) -> Outcome:
         outcome = Outcome(self.seed, events=len(self.arrivals))
@@ -166,12 +190,13 @@ class Run:
         """Wait until everything is handled."""
         if not self.schedule.wait(lambda: bool(self.redis.broken) or self._at_rest(), REST_MS) and not self.redis.broken:
             self._look()
-            raise Broken("I7", f"not at rest after {REST_MS} ms and {self.schedule.steps} steps: {self._standing()}")
+            raise Broken("I7", f"not at rest after {REST_MS} ms and {self.schedule.steps} steps: {list(self._ahead())}")
         self._look()
 
     def _probe(self, partition: int, customer: str) -> None:
         record = probe(len(self.arrivals), partition, customer)
         self.arrivals.append(record)
+        self._prepare()
         self._arrive([record])
 
     def _pause(self, ms: int) -> None:
@@ -371,7 +396,7 @@ class Run:
         for record in records:
             log = self.broker.log(TOPICS[record.topic], record.partition)
             log.skip(record.hole)
-            offset = log.append(record.key, record.value, self.schedule.now_ms)
+            offset = log.append(record.key, record.value, self.schedule.now_ms, number=record.number)
             self.reasons[TOPICS[record.topic], record.partition, offset] = record.reason
 
     def _arrive_slowly(self, records: Sequence[Arrival]) -> None:
@@ -390,17 +415,17 @@ class Run:
         alive = self._alive()
         if any(p.ingest._dropped for p in alive) or not all(any(n in p.ingest._merges for p in alive) for n in range(PARTITIONS)):
             return False
-        return all(not ahead for ahead in self._standing().values())
+        return not any(self._ahead())
 
-    def _standing(self) -> dict[tuple[str, int], int]:
-        """Records not applied yet, per topic and partition."""
-        found = {}
+    def _ahead(self) -> Iterator[tuple[str, int, int]]:
+        """Topics and partitions with records that are not applied yet, and how many."""
         for number in range(PARTITIONS):
-            applied = self.redis.store.look(number).applied
+            found = self.redis.state.get(number)
+            applied = {} if found is None or found.meta is None else found.meta.applied
             for topic in TOPICS:
                 log = self.broker.logs[topic, number]
-                found[topic, number] = len(log.messages) - log.first(applied[topic] + 1)
-        return found
+                if log.offsets and log.offsets[-1] > (at := applied.get(topic, -1)):
+                    yield topic, number, len(log.messages) - log.first(at + 1)
 
     # -- at the end
 
@@ -416,7 +441,7 @@ class Run:
             once = self.world.exactly_once
             scores = read(self.broker.log(SCORES, number), number, claims, relaxed=relaxed, once=once)
             letters = read(self.broker.log(DEAD_LETTERS, number), number, claims, relaxed=relaxed, once=once)
-            inputs = inputs_of(self.broker.logs, number, self.reasons, decoder())
+            inputs = inputs_of(self.broker.logs, number, self.reasons, self.slices)
             outcome.scores += check_partition(number, inputs, scores, letters, self.redis, models(), random)
             outcome.raw_duplicates += _extra(scores) + _extra(letters)
 

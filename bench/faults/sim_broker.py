@@ -55,6 +55,7 @@ class Message:
     writer: str = ""  # of outputs: which process wrote it, at which step of the run
     step: int = 0
     transaction: Transaction | None = None
+    number: int = -1  # of inputs: which of the arrivals it is
 
     @property
     def committed(self) -> bool:
@@ -104,9 +105,10 @@ class Log:
         writer: str = "",
         step: int = 0,
         transaction: Transaction | None = None,
+        number: int = -1,
     ) -> int:
         """Write one record; its offset."""
-        self.messages.append(Message(self.place, self.end, value, key, append_ms, None, writer, step, transaction))
+        self.messages.append(Message(self.place, self.end, value, key, append_ms, None, writer, step, transaction, number))
         self.offsets.append(self.end)
         self.end += 1
         return self.end - 1
@@ -390,7 +392,7 @@ class Consumer:
 
     def _something(self) -> bool:
         member = self._member
-        if self.host.nudged or self._ready():
+        if self.host.nudged or (not self._broker.down and any(map(self._brings, self._positions.items()))):
             return True
         if member is None or self._broker.down:
             return member is None
@@ -435,10 +437,11 @@ class Consumer:
 
     def _ready(self) -> list[Place]:
         """Where a fetch brings something: records, or the news that there are none."""
-        if self._broker.down:
-            return []
-        logs, told = self._broker.logs, self._told_end
-        return [p for p, at in self._positions.items() if (logs[p].end > at or told.get(p) != at) and p not in self._paused]
+        return [] if self._broker.down else [place for place, _ in filter(self._brings, self._positions.items())]
+
+    def _brings(self, position: tuple[Place, int]) -> bool:
+        place, at = position
+        return (self._broker.logs[place].end > at or self._told_end.get(place) != at) and place not in self._paused
 
     def _next(self, number: int) -> list[Message]:
         ready = self._ready()

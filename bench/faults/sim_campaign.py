@@ -193,8 +193,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.trace:
         from bench.faults.sim import simulate
 
-        outcome = simulate(first, keep_trace=True)
-        print("\n".join(outcome.trace or ()))
+        outcome = simulate(first)
+        print("\n".join(outcome.trace))
         print(f"seed {first}: {outcome.violation or 'every invariant holds'}; trace {outcome.digest}")
         return int(bool(outcome.violation))
     total = campaign(first, end, ledger=arguments.ledger, processes=arguments.processes, stop=arguments.stop)

@@ -7,7 +7,6 @@ crashes or bytes, gives vectors and states; the scores follow from the models th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,9 +14,11 @@ from random import Random
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from bench.faults.sim_broker import Log, Message
 from bench.faults.sim_redis import Broken, ModelRedis
+from bench.faults.sim_worker import Slices
 from features import oracle
 from features.catalog import LAYOUT_HASH
 from features.facts import NONE, PROFILE, TIME, TOPICS, WIDTH
@@ -26,7 +27,6 @@ from features.state import decode
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
 from scoring.bands import MEDIUM, UNKNOWN
-from streams.codec import Decoder
 from streams.metrics import residue
 from streams.reader import HighWater
 from streams.scores import Model, vector_hashes
@@ -61,12 +61,14 @@ class Output:
 
 
 def inputs_of(
-    logs: Mapping[tuple[str, int], Log], partition: int, reasons: Mapping[tuple[str, int, int], Reason], decoder: Decoder
+    logs: Mapping[tuple[str, int], Log], partition: int, reasons: Mapping[tuple[str, int, int], Reason], decoder: Slices
 ) -> list[Input]:
     """The input records of a partition, topic after topic. reasons: for what the generator says each must be refused."""
     found = []
     for topic, name in enumerate(TOPICS):
         messages = logs[name, partition].messages
+        if not messages:
+            continue
         records = decoder.decode(topic, partition, messages)
         for i, (message, row) in enumerate(zip(messages, records.facts.tolist(), strict=True)):
             reason = reasons[name, partition, message.offset()]
@@ -92,7 +94,7 @@ def read(log: Log, partition: int, claims: Mapping[str, Sequence[int]], *, relax
         if not message.committed:
             continue
         key, value = message.key() or b"", message.value() or b""
-        record = json.loads(value)
+        record = orjson.loads(value)
         source = record["source"]["topic"], record["source"]["offset"]
         if record["source"]["partition"] != partition:
             raise Broken("I5", f"{log.place}: a record of partition {record['source']['partition']}")
@@ -200,8 +202,9 @@ def check_partition(
             name = "profile_facts" if handled.outcome == oracle.IS_PROFILE else "duplicates"
             counters[name] += 1
             counters["duplicate_conflicts"] += handled.outcome == oracle.DUPLICATE_CONFLICT
+    there = {event.source for event in inputs}
     for source in [*scores.first, *letters.first]:
-        if source[1] < 0 or not any(event.source == source for event in inputs):
+        if source not in there:
             raise Broken("I2", f"partition {partition}: a record of {source}, which is not in the log")
     reference = Histories(create=True)
     customers = [event.customer for event in accepted]
@@ -285,7 +288,7 @@ def _check_scores(
             "late": handled.late,
             "fallback": model.fallback,
             "supersedes": None,
-            "reasons": json.loads(reasons[k]),
+            "reasons": orjson.loads(reasons[k]),
             "reasons_method": model.reasons_method,
             "source": {"topic": topic, "partition": partition, "offset": offset},
             "cut": record["cut"],

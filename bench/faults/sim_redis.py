@@ -7,8 +7,8 @@ added here is what happens to a server: it is out of reach, it executes and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -20,6 +20,7 @@ from features.store import Apply, Claim, CustomerState, CustomerWrite, Intent, O
 from proto.errors import ChurnError, StoreUnavailable
 
 Answer = TypeVar("Answer")
+_CONTAINERS: Final = frozenset((dict, list, set, bytearray))
 TRIES: Final = 4
 
 
@@ -281,18 +282,21 @@ class Client:
         server.wrote(partition, writer)
 
 
-def _frozen(kind: Any) -> bool:
-    found: bool = kind.__dataclass_params__.frozen  # of any data class
-    return found
+@cache
+def _parts(kind: Any) -> tuple[str, ...] | None:
+    """The fields to copy of a data class that changes; None of anything else."""
+    changes = is_dataclass(kind) and not getattr(kind, "__dataclass_params__").frozen  # noqa: B009 - mypy does not know it
+    return tuple(part.name for part in fields(kind)) if changes else None
 
 
 def _copied(value: Any) -> Any:
     """A copy that shares only what never changes."""
-    if isinstance(value, (dict, list, set, bytearray)):
-        return copy(value)
-    if is_dataclass(value) and not isinstance(value, type) and not _frozen(type(value)):
-        twin = copy(value)
-        for part in fields(value):
-            setattr(twin, part.name, _copied(getattr(value, part.name)))
-        return twin
-    return value
+    kind: Any = type(value)
+    if kind in _CONTAINERS:
+        return kind(value)
+    if (parts := _parts(kind)) is None:
+        return value
+    twin = kind.__new__(kind)
+    for name in parts:
+        setattr(twin, name, _copied(getattr(value, name)))
+    return twin

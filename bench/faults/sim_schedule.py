@@ -67,12 +67,11 @@ class _Thread:
 class Scheduler:
     """Who runs, and what time it is. `now_ms` is virtual; every step takes a little of it, and when all wait it jumps."""
 
-    def __init__(self, seed: str, start_ms: int, *, keep_trace: bool = False) -> None:
+    def __init__(self, seed: str, start_ms: int) -> None:
         self.random = Random(f"{seed}/schedule")
         self.now_ms = start_ms
         self.steps = 0
-        self.trace: list[str] | None = [] if keep_trace else None
-        self._digest = blake2b(digest_size=16)
+        self._notes: list[str] = []
         # Some runs switch at almost every chance, some let one actor go far; some starve an actor.
         self._stay = self.random.choice([0.2, 0.6, 0.9])
         self._main = Actor("main", None)
@@ -82,21 +81,18 @@ class Scheduler:
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = 0
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the run has had more steps than any sound one."""
-        return self.steps > MAX_STEPS
-
     def note(self, what: str) -> None:
         """Add to the trace."""
-        line = f"{self.steps} {self.now_ms} {self.current.name} {what}"
-        self._digest.update(line.encode("utf-8", "surrogatepass"))
-        if self.trace is not None:
-            self.trace.append(line)
+        self._notes.append(f"{self.steps} {self.now_ms} {self.current.name} {what}")
+
+    @property
+    def trace(self) -> list[str]:
+        """Everything noted so far, a line each."""
+        return self._notes
 
     def digest(self) -> str:
         """Digest of everything noted so far."""
-        return self._digest.hexdigest()
+        return blake2b("".join(self._notes).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
     def spawn(self, name: str, process: object, work: Callable[[], None]) -> Actor:
         """A new actor; it first runs when it is chosen."""
@@ -197,7 +193,7 @@ class Scheduler:
             heapq.heappop(self._timers)[2]()
 
     def _choose(self) -> Actor:
-        if self.exhausted or self.failure is not None:
+        if self.steps > MAX_STEPS or self.failure is not None:
             dying = next((actor for actor in self._actors if actor.killed), None)
             return dying or self._main
         while True:
@@ -210,11 +206,14 @@ class Scheduler:
                     return actor
                 if actor.frozen:
                     continue
-                if actor.ready is None or (actor.wake_ms is not None and actor.wake_ms <= now) or actor.ready():
+                ready, wake = actor.ready, actor.wake_ms
+                if ready is None or (wake is not None and wake <= now) or (ready is not _never and ready()):
                     runnable.append(actor)
                     total += actor.weight
-                elif actor.wake_ms is not None:
-                    wakes.append(actor.wake_ms)
+                elif wake is not None:
+                    wakes.append(wake)
+            if len(runnable) == 1:
+                return runnable[0]
             if runnable:
                 draw = self.random.random() * total
                 for actor in runnable:

@@ -36,8 +36,12 @@ _POISON: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One record on its way to a topic. reason: why the decoder must refuse it (ACCEPTED: it must not); hole: offsets missing before it."""
+    """One record on its way to a topic. reason: why the decoder must refuse it (ACCEPTED: it must not); hole: offsets missing before it.
 
+    number: its place among all arrivals.
+    """
+
+    number: int
     topic: int
     partition: int
     key: bytes
@@ -108,14 +112,14 @@ def arrivals(random: Random, size: Size) -> list[Arrival]:
         if value is None and reason in (Reason.ACCEPTED, Reason.FUTURE, Reason.KEY_MISMATCH):
             value = json.dumps(event, ensure_ascii=False).encode()
         hole = random.choice((0, 0, 0, 0, 0, 1, 1, 3))
-        found.append(Arrival(topic, partition, key.encode(), value, reason, hole))
+        found.append(Arrival(number, topic, partition, key.encode(), value, reason, hole))
     return found
 
 
 def probe(number: int, partition: int, customer: str) -> Arrival:
     """One more login, newer than all else: so that somebody looks at the customer, and at the partition, again."""
     event = {"event_id": f"probe{number}", "customer_id": customer, "event_time": START_MS - DAY_MS, "kind": "login"}
-    return Arrival(1, partition, customer.encode(), json.dumps(event, ensure_ascii=False).encode(), Reason.ACCEPTED, 0)
+    return Arrival(number, 1, partition, customer.encode(), json.dumps(event, ensure_ascii=False).encode(), Reason.ACCEPTED, 0)
 
 
 def _dress(topic: int, event: dict[str, Any], random: Random, rich: bool) -> None:

@@ -84,7 +84,7 @@ def test_the_checker_sees(invariant: str, what: Callable[[Run], object]) -> None
     seed = next(seed for seed in range(100) if not (found := simulate(seed)).violation and not found.faults and found.scores > 20)
     calm = simulate(seed)
     assert calm.violation == ""
-    broken = Run(seed, keep_trace=False, at_rest=what).outcome()
+    broken = Run(seed, at_rest=what).outcome()
     assert broken.invariant == invariant, broken.violation
 
 
