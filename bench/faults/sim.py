@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -103,7 +104,7 @@ class Run:
             self.snapshots,
             decoder() if by_slice else self.slices,
         )
-        self._prepare()
+        self._prepare(*product(range(len(TOPICS)), range(PARTITIONS)))
         self.reasons: dict[tuple[str, int, int], Reason] = {}
         self.processes: list[Process] = []
         self.workers = self.random.choice([1, 1, 2, 2, 3])
@@ -114,13 +115,13 @@ class Run:
         """Customers of whom a key was deleted, per partition: found out when somebody looks at them again."""
         self._supervised = False
 
-    def _prepare(self) -> None:
-        """Decode what will arrive."""
-        coming: dict[tuple[int, int], Log] = {}
-        for record in self.arrivals:
-            log = coming.setdefault((record.topic, record.partition), Log((TOPICS[record.topic], record.partition)))
-            log.append(record.key, record.value, START_MS, number=record.number)
-        for (topic, partition), log in coming.items():
+    def _prepare(self, *places: tuple[int, int]) -> None:
+        """Decode what will arrive in a (topic, partition)."""
+        for topic, partition in places:
+            log = Log((TOPICS[topic], partition))
+            for record in self.arrivals:
+                if record.topic == topic and record.partition == partition:
+                    log.append(record.key, record.value, START_MS, number=record.number)
             self.slices.prepare(topic, partition, log.messages)
 
     def outcome(self) -> Outcome:
@@ -196,7 +197,7 @@ class Run:
     def _probe(self, partition: int, customer: str) -> None:
         record = probe(len(self.arrivals), partition, customer)
         self.arrivals.append(record)
-        self._prepare()
+        self._prepare((1, partition))
         self._arrive([record])
 
     def _pause(self, ms: int) -> None:

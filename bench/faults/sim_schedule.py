@@ -20,6 +20,7 @@ from typing import Any, Final
 MAX_STEPS: Final = 60_000
 """A run with more steps than this goes round in circles. A usual one has one to three thousand."""
 LONGEST_STEP_MS: Final = 3
+_NEVER_MS: Final = 1 << 62
 
 
 class Killed(BaseException):
@@ -200,7 +201,7 @@ class Scheduler:
             total = 0.0
             runnable: list[Actor] = []
             now = self.now_ms
-            wakes: list[int] = []
+            soonest = self._timers[0][0] if self._timers else _NEVER_MS
             for actor in self._actors:
                 if actor.killed:
                     return actor
@@ -210,8 +211,8 @@ class Scheduler:
                 if ready is None or (wake is not None and wake <= now) or (ready is not _never and ready()):
                     runnable.append(actor)
                     total += actor.weight
-                elif wake is not None:
-                    wakes.append(wake)
+                elif wake is not None and wake < soonest:
+                    soonest = wake
             if len(runnable) == 1:
                 return runnable[0]
             if runnable:
@@ -221,9 +222,8 @@ class Scheduler:
                     if draw < 0:
                         return actor
                 return runnable[-1]
-            if self._timers:
-                wakes.append(self._timers[0][0])
-            self.now_ms = max(now, min(wakes))
+            assert soonest < _NEVER_MS, "everybody waits for nothing"
+            self.now_ms = max(now, soonest)
             self._fire()
 
 
@@ -273,22 +273,19 @@ class Queue:
 
     def __init__(self, schedule: Scheduler) -> None:
         self._schedule = schedule
-        self._items: deque[Any] = deque()
-
-    def __len__(self) -> int:
-        return len(self._items)
+        self.items: deque[Any] = deque()
 
     def put(self, item: object) -> None:
-        self._items.append(item)
+        self.items.append(item)
 
     def get(self) -> Any:
-        self._schedule.wait(lambda: bool(self._items))
-        return self._items.popleft()
+        self._schedule.wait(lambda: bool(self.items))
+        return self.items.popleft()
 
     def get_nowait(self) -> Any:
-        if not self._items:
+        if not self.items:
             raise Empty
-        return self._items.popleft()
+        return self.items.popleft()
 
 
 class Future:

@@ -276,7 +276,8 @@ class Process:
             return restorer.restore(claim, wanted)
 
         self.ingest.restore = restore
-        self.ingest._restored = Queue(self.schedule)  # type: ignore[assignment]  # as above
+        self._restored = Queue(self.schedule)
+        self.ingest._restored = self._restored  # type: ignore[assignment]  # as above
         self.ingest._to_restore = Queue(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest.clock_s = lambda: self.schedule.now_ms / 1_000
         self.ingest._lock = Lock(self.schedule)  # type: ignore[assignment]  # as above
@@ -292,8 +293,7 @@ class Process:
     @property
     def nudged(self) -> bool:
         """Whether the reading thread has something to do beside waiting for records."""
-        restored: Any = self.ingest._restored
-        return self.stopping or len(restored) > 0
+        return self.stopping or bool(self._restored.items)
 
     # -- what happens to it
 

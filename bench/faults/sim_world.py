@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from random import Random
 from typing import Any, Final
+
+import orjson
 
 from features.facts import DAY_MS
 from proto.errors import Reason
@@ -110,7 +111,7 @@ def arrivals(random: Random, size: Size) -> list[Arrival]:
         if reason == Reason.ACCEPTED:
             sent.append((topic, partition, event))
         if value is None and reason in (Reason.ACCEPTED, Reason.FUTURE, Reason.KEY_MISMATCH):
-            value = json.dumps(event, ensure_ascii=False).encode()
+            value = orjson.dumps(event)
         hole = random.choice((0, 0, 0, 0, 0, 1, 1, 3))
         found.append(Arrival(number, topic, partition, key.encode(), value, reason, hole))
     return found
@@ -119,7 +120,7 @@ def arrivals(random: Random, size: Size) -> list[Arrival]:
 def probe(number: int, partition: int, customer: str) -> Arrival:
     """One more login, newer than all else: so that somebody looks at the customer, and at the partition, again."""
     event = {"event_id": f"probe{number}", "customer_id": customer, "event_time": START_MS - DAY_MS, "kind": "login"}
-    return Arrival(number, 1, partition, customer.encode(), json.dumps(event, ensure_ascii=False).encode(), Reason.ACCEPTED, 0)
+    return Arrival(number, 1, partition, customer.encode(), orjson.dumps(event), Reason.ACCEPTED, 0)
 
 
 def _dress(topic: int, event: dict[str, Any], random: Random, rich: bool) -> None:
