@@ -77,7 +77,7 @@ MUTANTS: Final = (
         "the offsets are stored by a second command",
         Edit(STORE, "        for name, count in batch.counters.items():\n", FIRST_ENDS_HERE),
         Edit(WIRE, "        batches = list(batches)\n", TWO_COMMANDS),
-        shows={"I1", "I2", "I3", "I4", "I9"},
+        shows={"I1", "I2", "I3", "I4", "I5", "I9"},
     ),
     mutant(
         "M2",
@@ -97,11 +97,12 @@ MUTANTS: Final = (
         ),
         Edit(
             INGEST,
-            "            claim = self.owner.assign(partition, secrets.token_hex(16))\n",
-            "            claim = self.owner.assign(partition, secrets.token_hex(16))\n"
-            "            places = consumer.committed([TopicPartition(topic, partition) for topic in self.settings.topics])\n"
-            "            told = {name: max(claim.applied[name], place.offset - 1) for name, place in zip(TOPICS, places, strict=True)}\n"
-            "            claim = __import__('dataclasses').replace(claim, applied=told)\n",
+            "                self.owner.restored(claim)\n",
+            "                places = [TopicPartition(topic, claim.partition) for topic in self.settings.topics]\n"
+            "                ends = [place.offset - 1 for place in consumer.committed(places)]\n"
+            "                told = {name: max(claim.applied[name], end) for name, end in zip(TOPICS, ends, strict=True)}\n"
+            "                claim = __import__('dataclasses').replace(claim, applied=told)\n"
+            "                self.owner.restored(claim)\n",
         ),
         shows={"I1", "I3", "I7"},
     ),

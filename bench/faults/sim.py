@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -42,6 +43,8 @@ from streams.snapshot import Snapshots
 REST_MS: Final = 400_000
 """I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
 one watchdog period and retries, twice over."""
+AT_ONCE: Final = 0.4
+"""Share of the sudden faults that happen at once, when most workers are idle; the others happen in the midst of work."""
 DECODED_BY_SLICE: Final = 0.1
 """Share of the runs in which every slice is decoded where it is read; in the others each topic at once."""
 MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -108,12 +111,13 @@ class Run:
         self.reasons: dict[tuple[str, int, int], Reason] = {}
         self.processes: list[Process] = []
         self.workers = self.random.choice([1, 1, 2, 2, 3])
-        self.model = ""
+        self.model = self.random.choice(["", "", *sorted(models())])
         self.started = 0
         self.faults: Counter[str] = Counter()
         self.lost: dict[int, set[str]] = {}
         """Customers of whom a key was deleted, per partition: found out when somebody looks at them again."""
         self._supervised = False
+        self._victim: Process | None = None
 
     def _prepare(self, *places: tuple[int, int]) -> None:
         """Decode what will arrive in a (topic, partition)."""
@@ -155,14 +159,18 @@ class Run:
         for _ in range(self.workers):
             self._start()
         count = random.choice([0, 1, 2, 3, 3, 4, 6])
+        if count and random.random() < 0.4:  # while they work on the backlog
+            self._happens_in_work(random.choice(self._sudden()), self._alive()[0])
         pieces = max(1, count + 1)
         each = -(-len(rest) // pieces)
         for number in range(pieces):
             self._arrive_slowly(rest[number * each : (number + 1) * each])
             self._pause(random.choice([5, 30, 100, 300, 4_000, 12_000]))
             if number < count:
-                random.choice(self._menu())()
+                self._happens(random.choice(self._menu()))
             self._keep_alive()
+        self.schedule.no_longer_after_steps()
+        self._pause(random.choice([5, 300]))
         self._calm()
         # An idle partition notices with its next event that the store has lost something of it.
         for partition in sorted(self.redis.went_back):
@@ -212,6 +220,38 @@ class Run:
         if self.world.unexpected:
             raise Broken("I7", f"a worker ended with an error that nothing explains: {self.world.unexpected[0]}")
 
+    def _happens(self, fault: Callable[[], None]) -> None:
+        """Now, or in the midst of what some worker does next."""
+        process = self._some()
+        if process is None or fault not in self._sudden() or self.random.random() < AT_ONCE:
+            fault()
+        else:
+            self._happens_in_work(fault, process)
+
+    def _happens_in_work(self, fault: Callable[[], None], process: Process) -> None:
+        thread = self.random.choice(["feed", "feed", "feed", "restore", "transactions", "ingest", "snapshot"])
+        self.schedule.after_steps(
+            process, thread, self.random.randint(1, self.random.choice([5, 30, 100])), partial(self._happens_to, process, fault)
+        )
+
+    def _happens_to(self, process: Process, fault: Callable[[], None]) -> None:
+        self._victim = process if process.alive else None
+        fault()
+        self._victim = None
+
+    def _sudden(self) -> Sequence[Callable[[], None]]:
+        """Faults that need no time of their own."""
+        return (
+            self._kill,
+            self._stop_one,
+            self._lossy_redis,
+            self._redis_away,
+            self._broker_away,
+            self._redis_goes_back,
+            self._redis_empty,
+            self._redis_loses_a_key,
+        )
+
     def _menu(self) -> Sequence[Callable[[], None]]:
         return (
             self._kill,
@@ -238,6 +278,8 @@ class Run:
         self.schedule.note(f"FAULT {fault}")
 
     def _some(self) -> Process | None:
+        if self._victim is not None:
+            return self._victim
         alive = self._alive()
         return self.random.choice(alive) if alive else None
 

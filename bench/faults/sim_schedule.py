@@ -42,6 +42,16 @@ class Actor:
     done: bool = False
 
 
+@dataclass(slots=True)
+class _Fuse:
+    """Burns with every step an actor of this kind makes in this process."""
+
+    process: object
+    kind: str
+    left: int
+    work: Callable[[], None]
+
+
 class _Thread:
     """A thread that runs one actor after another, over many runs: making one costs more than a switch."""
 
@@ -80,6 +90,7 @@ class Scheduler:
         self.current = self._main
         self._actors = [self._main]
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._fuses: list[_Fuse] = []
         self._numbers = 0
 
     def note(self, what: str) -> None:
@@ -129,6 +140,19 @@ class Scheduler:
         self._numbers += 1
         heapq.heappush(self._timers, (self.now_ms + delay_ms, self._numbers, work))
 
+    def after_steps(self, process: object, kind: str, steps: int, work: Callable[[], None]) -> None:
+        """Call `work` when actors of the process whose name begins so have made so many steps more; it must not wait.
+
+        So something can happen in the midst of what they do, wherever that takes little time.
+        """
+        self._fuses.append(_Fuse(process, kind, steps, work))
+
+    def no_longer_after_steps(self) -> None:
+        """What has not happened yet after its steps happens now."""
+        fuses, self._fuses = self._fuses, []
+        for fuse in fuses:
+            fuse.work()
+
     def step(self, what: str) -> None:
         """Time passes, and others may come first."""
         me = self.current
@@ -140,6 +164,8 @@ class Scheduler:
         self.note(what)
         if self._timers and self._timers[0][0] <= self.now_ms:
             self._fire()
+        if self._fuses:
+            self._burn(me)
         if draw >= self._stay or me.frozen or me.killed:
             self._switch(me)
 
@@ -188,6 +214,13 @@ class Scheduler:
     def _hand_to(self, other: Actor) -> None:
         self.current = other
         other.turn.release()
+
+    def _burn(self, me: Actor) -> None:
+        for fuse in [fuse for fuse in self._fuses if fuse.process is me.process and me.name.partition(" ")[2].startswith(fuse.kind)]:
+            fuse.left -= 1
+            if fuse.left <= 0:
+                self._fuses.remove(fuse)
+                fuse.work()
 
     def _fire(self) -> None:
         while self._timers and self._timers[0][0] <= self.now_ms:
