@@ -7,7 +7,7 @@ added here is what happens to a server: it is out of reach, it executes and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from random import Random
 from typing import Any, Final, TypeVar
@@ -16,7 +16,7 @@ from bench.faults.sim_broker import Host
 from bench.faults.sim_schedule import Scheduler
 from features.facts import TOPICS
 from features.memory_store import MemoryStore
-from features.store import Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets
+from features.store import DIGEST_SIZE, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Standing
 from proto.errors import ChurnError, StoreUnavailable
 
 Answer = TypeVar("Answer")
@@ -214,6 +214,21 @@ class Client:
 
         return self._server.call(self._host, "look", partition, work)
 
+    def standings(self, partitions: Sequence[int]) -> list[Standing]:
+        """Two commands for each, as RedisStore sends them: something may happen between offsets and the length of the list."""
+        state = self._server.state
+
+        def offsets() -> list[tuple[Standing, int]]:
+            found = self._server.store.standings(partitions)
+            return [(standing, _customers(state.get(number))) for standing, number in zip(found, partitions, strict=True)]
+
+        def lists() -> list[int]:
+            return [len(state[number].who) // DIGEST_SIZE if number in state else 0 for number in partitions]
+
+        first = self._server.call(self._host, "standings", partitions[0], offsets)
+        then = self._server.call(self._host, "lengths", partitions[0], lists)
+        return [replace(standing, whole=count == length) for (standing, count), length in zip(first, then, strict=True)]
+
     def customers(self, partition: int) -> Iterator[str]:
         def work() -> list[str]:
             return list(self._server.store.customers(partition))
@@ -280,6 +295,10 @@ class Client:
         if rebuilt is not None:
             writer = Writer(writer.nonce, dict(rebuilt))
         server.wrote(partition, writer)
+
+
+def _customers(found: Any) -> int:
+    return 0 if found is None or found.meta is None else int(found.meta.customers)
 
 
 @cache

@@ -25,7 +25,7 @@ from bench.faults.sim_schedule import Event, Lock, Pool, Queue, Scheduler, Threa
 from bench.small_model import repacked, small
 from features.facts import OFFSET, TOPICS
 from features.store import Claim
-from proto.errors import ArtifactRejected
+from proto.errors import ArtifactRejected, ChurnError
 from scoring.fallback import Fallback
 from scoring.scorer import load
 from streams.codec import Decoder, Records
@@ -45,6 +45,8 @@ ALERTS: Final = "churn-alerts"
 PROGRESS_MS: Final = 60_000
 IDLE_MS: Final = 5_000
 STOP_MS: Final = 10_000
+GLANCES_MS: Final = (1_000, 7_000, 25_000)
+"""How often the store is looked at while nothing happens; often costs steps, seldom leaves the finding to the next batch."""
 
 
 @cache
@@ -287,6 +289,7 @@ class Process:
         self.schedule.spawn(f"{name} ingest", self, self._read)
         self.schedule.spawn(f"{name} feed", self, self._feed)
         self.schedule.spawn(f"{name} watch", self, self._watch)
+        self.schedule.spawn(f"{name} glance", self, self._glance)
         if self.snapshotter is not None:
             self.schedule.spawn(f"{name} snapshot", self, self.snapshotter._run)
 
@@ -378,6 +381,20 @@ class Process:
             self.ingest.drop(partition)
         for partition in result.broken:
             self.ingest.drop(partition, again_s=0.0)
+
+    def _glance(self) -> None:
+        """What streams/state_store.py does beside looking after the server's health."""
+        store, every_ms = Client(self.world.redis, self), self.schedule.random.choice(GLANCES_MS)
+        while True:
+            self.schedule.sleep(every_ms)
+            try:
+                lost = self.engine.compare(store.standings)
+            except ChurnError:
+                continue
+            for partition in lost.fenced:
+                self.ingest.drop(partition)
+            for partition in lost.broken:
+                self.ingest.drop(partition, again_s=0.0)
 
     def _watch(self) -> None:
         """The watchdog of streams/main.py on the virtual clock."""
