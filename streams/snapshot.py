@@ -461,7 +461,7 @@ class Snapshotter:
             return
         try:
             job.add(todo, self._store.load(partition, todo), absent_is_new=True)
-        except OSError as error:  # the disk is full, the directory is gone
+        except (OSError, ChurnError) as error:  # the disk is full, the directory is gone; a customer is damaged, the store away
             job.failed = error
 
     def applied(self, claim: Claim) -> None:
@@ -499,6 +499,8 @@ class Snapshotter:
             try:
                 path = self._copy(job)
             except Exception as error:
+                with job.lock:
+                    job.closed = True  # the applying thread may be about to add to it
                 job.writer.abandon()
                 self._failed(partition, error)
             else:
