@@ -23,7 +23,11 @@ from shutil import copytree, ignore_patterns
 from time import perf_counter
 from typing import Any, Final
 
+from bench.faults.sim_campaign import commit, sources_digest
+
 ROOT: Final = Path(__file__).resolve().parents[2]
+COMMITTED: Final = Path(__file__).parent / "mutants.jsonl"
+"""The runs of which docs/reliability.md reports the last."""
 SEEDS: Final = 2_000
 """No mutant may survive so many seeds."""
 TIMEOUT_S: Final = 600
@@ -278,6 +282,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-seeds", type=int, default=SEEDS, metavar="N", help=f"a mutant that survives so many is not caught (default {SEEDS})"
     )
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="file the report is appended to, as one line of JSON")
     parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
 
 
@@ -295,6 +300,10 @@ def main(arguments: argparse.Namespace) -> int:
         )
         print(f"{what.name:4} {words:32} {result['seconds']:6} s  {what.what}", file=sys.stderr)
     report = summary(results)
+    if arguments.ledger is not None:
+        line = {"commit": commit(), "sources": sources_digest(), **report}
+        with arguments.ledger.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
     if arguments.json:
         print(json.dumps(report))
     return int(report["caught"] < report["mutants"])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench.faults import ledger
+from bench.faults import ledger, mutants, sim_campaign
 from bench.faults.nemesis import FAULTS
 
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
@@ -20,7 +20,14 @@ def write(*, check: bool = False, page: Path = PAGE) -> bool:
     """Fill in the generated parts; whether that changes the page. check: leave it as it is."""
     text = page.read_text("utf-8")
     lines = ledger.read(ledger.COMMITTED)
-    parts = {"totals": totals(lines), "violations": violations(lines), "faults": table(lines), "soak": soak(ledger.read(SOAK))}
+    parts = {
+        "totals": totals(lines),
+        "violations": violations(lines),
+        "faults": table(lines),
+        "soak": soak(ledger.read(SOAK)),
+        "simulation": simulation(sim_campaign.read(sim_campaign.COMMITTED)),
+        "mutants": caught(sim_campaign.read(mutants.COMMITTED)),
+    }
     new = text
     for name, part in parts.items():
         pattern = re.compile(rf"(<!-- {name}: generated -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
@@ -103,6 +110,42 @@ def soak(lines: Sequence[ledger.Line]) -> str:
             line["commit"],
         )
         rows.append(f"| {' | '.join(map(str, cells))} |\n")
+    return "".join(rows)
+
+
+def simulation(lines: Sequence[ledger.Line]) -> str:
+    """One row per build, and every violation."""
+    if not lines:
+        return "No seeds yet.\n"
+    head = ("build", "commit", "seeds", "violations", "events", "scores", "faults", "steps", "CPU a seed")
+    rows = [f"| {' | '.join(head)} |\n", "|---" * len(head) + "|\n"]
+    found = sim_campaign.builds(lines)
+    for build in found:
+        counts = (f"{build[name]:,}" for name in ("seeds", "violations", "events", "scores", "faults_injected", "steps"))
+        cells = (build["sources"], build["commit"][:12], *counts, f"{build['ms_per_seed']} ms")
+        rows.append(f"| {' | '.join(cells)} |\n")
+    last = found[-1]
+    bound = f"{300 / last['seeds']:.4f} %" if not last["violations"] else "-"
+    rows.append(f"\nOf the last build: failure rate of a seed, 95 % bound when none failed (3 / seeds): {bound}. ")
+    rows.append(f"Versions: {', '.join(f'{name} {number}' for name, number in last['versions'].items())}.\n\n")
+    rows.append("| fault of the last build | times |\n|---|---|\n")
+    rows += [f"| {name} | {count:,} |\n" for name, count in last["faults"].items()]
+    for build in found:
+        if first := build["first_violation"]:
+            rows.append(f"\nViolating seeds of {build['sources']}: {build['violating_seeds']}; the first: {first['what'][:200]}\n")
+    return "".join(rows)
+
+
+def caught(lines: Sequence[ledger.Line]) -> str:
+    """One row per mutant, of the last run."""
+    if not lines:
+        return "Not run yet.\n"
+    last = lines[-1]
+    rows = [f"{last['caught']} of {last['mutants']} caught (commit {last['commit'][:12]}).\n\n"]
+    rows.append("| mutant | what is broken | caught by | at seed |\n|---|---|---|---|\n")
+    for result in last["results"]:
+        by = result["invariant"] if result["caught"] else "**not caught**"
+        rows.append(f"| {result['mutant']} | {result['what']} | {by} | {'-' if result['seed'] is None else result['seed']} |\n")
     return "".join(rows)
 
 

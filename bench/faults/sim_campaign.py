@@ -1,41 +1,51 @@
-"""Many seeds: in slices, in several processes, with a ledger that lets a campaign be interrupted and added up.
+"""Many seeds: in slices, on all cores, with a ledger that lets a campaign be interrupted and added up.
 
     churnstream-faults simulate --count 2000 --json
-    churnstream-faults simulate --seeds 0..50000 --ledger faults.jsonl --processes 2 --json
+    churnstream-faults simulate --seeds 0..50000 --ledger bench/faults/simulation.jsonl --json
     churnstream-faults simulate --seeds 17 --trace
 
 The ledger has one JSON line per finished slice: its seeds, the commit, a digest of the sources that ran, what was found. A slice
 that is in it with the same sources is not run again, so the same command goes on where it was stopped, and sums everything up.
+What does not run in a simulation (docs, other commands) does not change the digest.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import gc
 import json
+import os
+import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SOURCES: Final = ("streams", "scoring", "models", "features", "proto", "bench/faults")
+COMMITTED: Final = Path(__file__).parent / "simulation.jsonl"
+"""The seeds that docs/reliability.md reports."""
 SHOWN: Final = 50
 COLLECT: Final = 25
 """Seeds between two collections of garbage; left to itself it takes a tenth of the time."""
-SLICE: Final = 500
-"""Seeds of one line of the ledger: less than half a minute of work is lost with an interruption."""
+SLICE: Final = 1_000
+"""Seeds of one line of the ledger: a minute of work is lost with an interruption."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What some seeds came to; `first_violation` names the lowest seed that broke something, and `violations` counts them all."""
+    """What some seeds came to; `first_violation` names the lowest seed that broke something, and `violations` counts them all.
+
+    seconds: of the processor.
+    """
 
     first_seed: int
     end_seed: int
@@ -74,7 +84,7 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
     faults: Counter[str] = Counter()
     broken: Counter[str] = Counter()
     digest = blake2b(digest_size=16)
-    began = perf_counter()
+    began = process_time()
     for seed in range(first, end):
         if not seed % COLLECT:
             gc.collect()
@@ -96,18 +106,36 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
             if stop:
                 break
     gc.enable()
-    tally.seconds = round(perf_counter() - began, 3)
+    tally.seconds = round(process_time() - began, 3)
     tally.faults, tally.violations_by, tally.trace_digest = dict(faults), dict(broken), digest.hexdigest()
     return tally
+
+
+def sources() -> dict[str, Path]:
+    """All our modules that a simulation imports, directly or not, by name."""
+    found: dict[str, Path] = {}
+    todo = ["bench.faults.sim"]
+    while todo:
+        name = todo.pop()
+        base = ROOT.joinpath(*name.split("."))
+        path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
+        if name in found or not path.is_file():
+            continue
+        found[name] = path
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                todo += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
 
 
 def sources_digest() -> str:
     """Digest of all sources that a simulation runs; the same digest gives the same runs."""
     digest = blake2b(digest_size=8)
-    for package in SOURCES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(ROOT)} ".encode())
-            digest.update(path.read_bytes())
+    for name, path in sorted(sources().items()):
+        digest.update(f"{name} ".encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -128,17 +156,42 @@ def commit() -> str:
     return ""
 
 
-def _done(ledger: Path | None, sources: str) -> dict[tuple[int, int], Tally]:
-    if ledger is None or not ledger.exists():
-        return {}
-    found = {}
-    for line in ledger.read_text("utf-8").splitlines():
-        entry = json.loads(line)
-        if entry.pop("sources") == sources:
-            entry.pop("commit")
-            tally = Tally(**entry)
-            found[tally.first_seed, tally.end_seed] = tally
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a ledger; one cut off by a crash is left out."""
+    lines = []
+    for text in path.read_text("utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _tally(line: Mapping[str, Any]) -> Tally:
+    return Tally(**{part.name: line[part.name] for part in fields(Tally)})
+
+
+def _done(ledger: Path | None, digest: str) -> dict[tuple[int, int], Tally]:
+    tallies = [] if ledger is None else [_tally(line) for line in read(ledger) if line["sources"] == digest]
+    return {(tally.first_seed, tally.end_seed): tally for tally in tallies}
+
+
+def builds(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a ledger added up by build (sources), in their order: commit, versions, and the figures of `summary`."""
+    totals: dict[str, tuple[Mapping[str, Any], dict[tuple[int, int], Tally]]] = {}
+    for line in lines:
+        _, slices = totals.setdefault(line["sources"], (line, {}))
+        slices[line["first_seed"], line["end_seed"]] = _tally(line)
+    found = []
+    for line, slices in totals.values():
+        total = Tally(min(first for first, _ in slices), max(end for _, end in slices))
+        for tally in slices.values():
+            total.add(tally)
+        found.append({**summary(total), "commit": line["commit"], "sources": line["sources"], "versions": line["versions"]})
     return found
+
+
+def versions() -> dict[str, str]:
+    """Of the interpreter and of the packages that a simulated number depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in ("numpy", "numba", "onnxruntime", "confluent-kafka")}}
 
 
 def _slices(first: int, end: int) -> Iterator[tuple[int, int]]:
@@ -148,8 +201,8 @@ def _slices(first: int, end: int) -> Iterator[tuple[int, int]]:
 
 def campaign(first: int, end: int, *, ledger: Path | None, processes: int, stop: bool) -> Tally:
     """All seeds first..end-1, those in the ledger not again."""
-    sources, revision = sources_digest(), commit()
-    done = _done(ledger, sources)
+    digest, revision, with_versions = sources_digest(), commit(), versions()
+    done = _done(ledger, digest)
     total = Tally(first, end)
     wanted = []
     for piece in _slices(first, end):
@@ -161,19 +214,21 @@ def campaign(first: int, end: int, *, ledger: Path | None, processes: int, stop:
     def finished(tally: Tally) -> None:
         total.add(tally)
         if ledger is not None:
+            line = {"commit": revision, "sources": digest, "versions": with_versions, **asdict(tally)}
             with ledger.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"commit": revision, "sources": sources, **asdict(tally)}) + "\n")
-        print(f"{total.seeds} of {end - first} seeds, {total.violations} violations", file=sys.stderr)
+                file.write(json.dumps(line) + "\n")
+        pace = f"{1e3 * tally.seconds / max(1, tally.seeds):.0f} ms a seed"
+        print(f"{total.seeds} of {end - first} seeds, {total.violations} violations, {pace}", file=sys.stderr, flush=True)
 
-    if processes == 1 or len(wanted) <= 1:
+    if stop or processes == 1 or len(wanted) <= 1:
         for piece in wanted:
             finished(run(*piece, stop=stop))
             if stop and total.violations:
                 break
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            for tally in pool.map(run, *zip(*wanted, strict=True)):
-                finished(tally)
+        with ProcessPoolExecutor(min(processes, len(wanted)), mp_context=get_context("spawn")) as pool:
+            for done_slice in as_completed([pool.submit(run, *piece) for piece in wanted]):
+                finished(done_slice.result())
     return total
 
 
@@ -183,7 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seeds", metavar="A..B", help="seeds A to B-1, or one seed A")
     seeds.add_argument("--count", type=int, default=2_000, metavar="N", help="seeds 0 to N-1 (default 2000)")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="JSON lines of finished slices; what is in it is not run again")
-    parser.add_argument("--processes", type=int, default=1, metavar="N")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one a core")
     parser.add_argument("--stop", action="store_true", help="end with the first violation")
     parser.add_argument("--trace", action="store_true", help="show every step; for one seed")
     parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
