@@ -116,6 +116,8 @@ class Run:
         self.faults: Counter[str] = Counter()
         self.lost: dict[int, set[str]] = {}
         """Customers of whom a key was deleted, per partition: found out when somebody looks at them again."""
+        self.deadly: set[int] = set()
+        """Numbers of the arrivals that end whoever handles them."""
         self._supervised = False
         self._victim: Process | None = None
 
@@ -270,6 +272,7 @@ class Run:
             self._redis_goes_back,
             self._redis_empty,
             self._redis_loses_a_key,
+            self._deadly_record,
             *([self._retention, self._retention, self._snapshot_damaged] if self.snapshots is not None else []),
         )
 
@@ -397,6 +400,13 @@ class Run:
             data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
             path.write_bytes(data)
 
+    def _deadly_record(self) -> None:
+        """A record to come on which native code fails."""
+        coming = [record.number for record in self.arrivals[len(self.reasons) :] if record.reason == Reason.ACCEPTED]
+        if coming:
+            self._note("a record that ends every worker")
+            self.deadly.add(self.random.choice(coming))
+
     def _offer_foreign_model(self) -> None:
         if (process := self._some()) is not None:
             self._note("model of another layout published")
@@ -440,7 +450,11 @@ class Run:
             log = self.broker.log(TOPICS[record.topic], record.partition)
             log.skip(record.hole)
             offset = log.append(record.key, record.value, self.schedule.now_ms, number=record.number)
-            self.reasons[TOPICS[record.topic], record.partition, offset] = record.reason
+            reason = record.reason
+            if record.number in self.deadly:
+                self.world.deadly.add((record.key.decode(), record.topic, offset))
+                reason = Reason.CRASH
+            self.reasons[TOPICS[record.topic], record.partition, offset] = reason
 
     def _arrive_slowly(self, records: Sequence[Arrival]) -> None:
         start, delay = 0, 0

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
+import streams.engine
 import streams.ingest
 import streams.rebuild
 import streams.sink
@@ -23,7 +25,8 @@ from bench.faults.sim_broker import Broker, Consumer, LogReader, Message, Place,
 from bench.faults.sim_redis import Client, ModelRedis
 from bench.faults.sim_schedule import Event, Lock, Pool, Queue, Scheduler, Threads
 from bench.small_model import repacked, small
-from features.facts import OFFSET, TOPICS
+from features.facts import KIND, OFFSET, TOPICS
+from features.history import Histories, Step
 from features.store import Claim
 from proto.errors import ArtifactRejected, ChurnError
 from scoring.fallback import Fallback
@@ -151,6 +154,24 @@ class Shelf:
         return models()[digest]
 
 
+class Mortal(Histories):
+    """Histories on which some records end the process, as a fault in native code does."""
+
+    def __init__(self, world: World, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._world = world
+
+    def step(self, customers: Sequence[str], facts: npt.NDArray[np.int64], skip: npt.NDArray[np.bool_] | None = None) -> Step:
+        """As in Histories."""
+        if self._world.deadly:
+            kinds, offsets = facts[:, KIND].tolist(), facts[:, OFFSET].tolist()
+            if not self._world.deadly.isdisjoint(zip(customers, (kind >> 3 for kind in kinds), offsets, strict=True)):
+                process: Any = self._world.schedule.current.process
+                process.kill()
+                self._world.schedule.step("fault in native code")
+        return super().step(customers, facts, skip)
+
+
 @dataclass(slots=True)
 class _Clock:
     """What the code under simulation takes for the module time."""
@@ -180,6 +201,8 @@ def clients_of_the_simulation(world: World) -> Iterator[None]:
         (streams.sink, "time", _Clock(world.schedule)),
         (streams.snapshot, "threading", Threads(world.schedule)),
         (streams.snapshot, "time", _Clock(world.schedule)),
+        (streams.engine, "Histories", partial(Mortal, world)),
+        (streams.rebuild, "Histories", partial(Mortal, world)),
         # Sizes a small world never reaches, so that it meets their edges too.
         *((streams.rebuild, name, value) for name, value in world.pieces.items()),
     ]
@@ -208,6 +231,8 @@ class World:
     snapshots: Snapshots | None
     decoder: Any
     """Decoder or Slices."""
+    deadly: set[tuple[str, int, int]] = field(default_factory=set)
+    """Customer, topic index and offset of records that end whoever handles them."""
     nonces: int = 0
     unexpected: list[str] = field(default_factory=list)
     """Errors that end a process although nothing that happened explains them."""
