@@ -7,22 +7,54 @@ import json
 import os
 import socket
 import subprocess
-import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from bench.faults.nursery import Nursery
 
 if TYPE_CHECKING:
     from streams.settings import Settings
     from streams.stack import Endpoints
 
 ROOT = Path(__file__).parent.parent
+TOGETHER = frozenset(
+    f"tests/{name}.py"
+    for name in (
+        "contracts/test_brownouts",
+        "contracts/test_formats",
+        "contracts/test_store",
+        "faults/test_nemesis_checker",
+        "faults/test_poison",
+        "features/test_planted_bugs",
+        "models/test_registry",
+        "models/test_train",
+        "streams/test_stack",
+    )
+)
+"""Files whose tests share something dear: one worker of pytest-xdist runs all of them. Its own way of grouping, a suffix of the
+node id, has no effect since pytest 9.2."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Spreads tests one by one, those of the files above together."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Grouped(LoadScopeScheduling):  # type: ignore[misc]  # it comes without types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return file if file in TOGETHER else nodeid
+
+    return Grouped(config, log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +150,30 @@ def bare_environment() -> dict[str, str]:
 
 
 def run_command(*arguments: str, environment: dict[str, str] | None = None, timeout_s: float = 120, cwd: Path = ROOT) -> Completed:
-    """Run `churnstream ARGUMENTS` as a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from streams.cli import main; main()", *arguments],
-        env=bare_environment() if environment is None else environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    return Completed(done.returncode, done.stdout, done.stderr)
+    """Run `churnstream ARGUMENTS` as a process of its own, forked from one that has done the imports of a worker."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out, err = Path(scratch, "out"), Path(scratch, "err")
+        process = nursery().start(arguments, bare_environment() if environment is None else environment, out, err, cwd=cwd)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return Completed(code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+
+
+@cache
+def nursery() -> Nursery:
+    """One of this process, started with its first child and ended with the session."""
+    return _until_the_end.enter_context(Nursery())
+
+
+_until_the_end = ExitStack()
+
+
+def pytest_unconfigure() -> None:
+    """The end of the session."""
+    _until_the_end.close()
 
 
 def _containers(stack: ExitStack) -> tuple[str, str] | None:

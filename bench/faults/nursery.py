@@ -1,9 +1,9 @@
 """Worker processes forked from one that has its imports done: a start costs a tenth of a second of CPU instead of four.
 
-    python -m bench.faults.nursery      reads one JSON object a line ({"argv", "env", "out", "log"}), answers with lines of JSON
+    python -m bench.faults.nursery      reads one JSON object a line (`start` makes it), answers with lines of JSON
 
 Each is a process of its own that runs the same command with the same environment; only what `import` does is shared. Rounds whose figures
-depend on the time a start takes use fresh processes (`Fresh`).
+depend on the time a start takes use fresh processes (`Fresh`). Tests of commands and workers use it too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Final, Protocol
+
+COMMAND: Final = "from streams.cli import main; main()"
+PREPARED: Final = ("streams.commands.worker", "streams.main")
+"""What children find imported: all a worker needs."""
 
 
 class Child(Protocol):
@@ -32,6 +36,8 @@ class Child(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
     def send_signal(self, sig: int) -> None: ...
+
+    def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
 
@@ -49,7 +55,7 @@ class Fresh:
         """Start it."""
         with out.open("wb") as stdout, log.open("wb") as stderr:
             return subprocess.Popen(
-                [sys.executable, "-c", "from streams.cli import main; main()", *argv],
+                [sys.executable, "-c", COMMAND, *argv],
                 env=dict(environment),
                 stdout=stdout,
                 stderr=stderr,
@@ -80,6 +86,10 @@ class Forked:
         if self.code is None:
             with suppress(ProcessLookupError):  # it has just ended; its code is on the way
                 os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -113,10 +123,22 @@ class Nursery:
         self._reader.join(5)
         self._stdout.close()
 
-    def start(self, argv: Sequence[str], environment: Mapping[str, str], out: Path, log: Path) -> Child:
-        """Start a child; returns when it is born."""
+    def start(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        out: Path,
+        log: Path,
+        *,
+        program: str = COMMAND,
+        cwd: Path | None = None,
+    ) -> Child:
+        """Start a child; returns when it is born. program: its text, instead of the command."""
+        order = {"argv": list(argv), "program": program, "cwd": str(cwd or "."), "env": dict(environment), "out": str(out), "log": str(log)}
+        for file in (out, log):
+            file.touch()  # they are there when this returns
         with self._lock:
-            self._stdin.write(json.dumps({"argv": list(argv), "env": dict(environment), "out": str(out), "log": str(log)}) + "\n")
+            self._stdin.write(json.dumps(order) + "\n")
             self._stdin.flush()
             with self._news:
                 if not self._news.wait_for(lambda: bool(self._born), 60):
@@ -138,10 +160,8 @@ class Nursery:
 
 
 def _serve() -> None:
-    for name in ("streams.commands.worker", "streams.main"):  # all of it: that is what children need not do again
+    for name in PREPARED:
         import_module(name)
-    from streams.cli import main
-
     lock = threading.Lock()
 
     def tell(news: dict[str, int]) -> None:
@@ -158,12 +178,12 @@ def _serve() -> None:
         with lock:  # no thread is inside a write while we fork
             pid = os.fork()
         if pid == 0:
-            _become(order, main)
+            _become(order)
         tell({"born": pid})
         threading.Thread(target=watch, args=(pid,), daemon=True).start()
 
 
-def _become(order: dict[str, object], main: object) -> None:
+def _become(order: dict[str, object]) -> None:
     """The child: its files, its environment, its command."""
     code = 1
     try:
@@ -179,8 +199,8 @@ def _become(order: dict[str, object], main: object) -> None:
         os.environ.update(environment)
         assert isinstance(order["argv"], list)
         sys.argv = ["churnstream", *order["argv"]]
-        assert callable(main)
-        main()
+        os.chdir(str(order["cwd"]))
+        exec(str(order["program"]), {"__name__": "__main__"})
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1

@@ -9,7 +9,7 @@ import pytest
 from bench.rebalance import measure
 from streams.settings import Settings
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("workers")]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 
 def run(settings: Settings, fault: str) -> dict[str, Any]:

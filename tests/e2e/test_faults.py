@@ -19,7 +19,7 @@ from tests.e2e.test_worker import Deployment, beside, deployment, first_wins
 
 __all__ = ["deployment"]
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("workers"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(400)]
 MODES = ("at_least_once", "exactly_once")
 both_modes = pytest.mark.parametrize("delivery", MODES)
 

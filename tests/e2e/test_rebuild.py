@@ -21,7 +21,7 @@ from tests.conftest import run_command
 from tests.e2e.test_worker import Deployment, beside, deployment
 
 __all__ = ["deployment"]
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("workers")]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 OUTPUTS = ("churn-scores", "churn-dead-letters", "churn-alerts")
 

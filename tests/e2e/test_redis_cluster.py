@@ -16,7 +16,7 @@ from tests.conftest import Completed
 from tests.contracts.redis_servers import RedisCluster, RedisServer, running
 from tests.e2e.test_worker import SHARED_DATA, Deployment, beside, first_wins, open_deployment
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("workers")]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 EVENTS = 6_000
 

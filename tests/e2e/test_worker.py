@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from base64 import b64decode
 from collections import Counter
@@ -20,6 +18,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from bench.faults.nursery import COMMAND, Child
 from bench.generate import generate
 from bench.model import publish_model
 from features.facts import TOPICS
@@ -30,14 +29,13 @@ from proto.scores import DeadLetter, ScoreRecord
 from streams.engine import CRASH_PLACES, CRASH_VARIABLE
 from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
-from tests.conftest import ROOT, Completed
+from tests.conftest import ROOT, Completed, nursery
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("workers")]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 # The compiled kernels are kept between tests; a worker would otherwise compile them anew in every data directory.
 SHARED_DATA = str(Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream").resolve())
 PATIENCE_S = 90.0
-COMMAND = "from streams.cli import main; main()"
 
 
 @dataclass(slots=True)
@@ -47,7 +45,7 @@ class Deployment:
     settings: Settings
     environment: dict[str, str]
     directory: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Child] = field(default_factory=list)
 
     @property
     def client(self) -> dict[str, Any]:
@@ -65,20 +63,20 @@ class Deployment:
             producer.produce(self.settings.prefixed(topic), value, key, **where)
         assert producer.flush(30) == 0
 
-    def start(self, *arguments: str, program: str = COMMAND, **variables: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, program: str = COMMAND, **variables: str) -> Child:
         number = len(self.processes)
-        with (self.directory / f"out{number}").open("wb") as out, (self.directory / f"err{number}").open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-c", program, "worker", "--json", *arguments],
-                env={**self.environment, "CHURN_DATA_DIR": SHARED_DATA, **variables},
-                cwd=ROOT,
-                stdout=out,
-                stderr=err,
-            )
+        process = nursery().start(
+            ["worker", "--json", *arguments],
+            {**self.environment, "CHURN_DATA_DIR": SHARED_DATA, **variables},
+            self.directory / f"out{number}",
+            self.directory / f"err{number}",
+            program=program,
+            cwd=ROOT,
+        )
         self.processes.append(process)
         return process
 
-    def wait(self, process: subprocess.Popen[bytes], timeout_s: float = PATIENCE_S) -> Completed:
+    def wait(self, process: Child, timeout_s: float = PATIENCE_S) -> Completed:
         """The end of a worker: exit code, stdout, stderr."""
         code = process.wait(timeout_s)
         number = self.processes.index(process)
@@ -306,7 +304,7 @@ def test_two_workers_share_the_partitions_and_one_takes_over(deployment: Deploym
         store.close()
         return nonces
 
-    def assigned(process: subprocess.Popen[bytes]) -> list[int]:
+    def assigned(process: Child) -> list[int]:
         text = (deployment.directory / f"err{deployment.processes.index(process)}").read_text()
         lines = [line for line in text.splitlines() if "assigned partitions" in line or "gave up partitions" in line]
         return json.loads(lines[-1].rpartition("partitions ")[2]) if lines and "assigned" in lines[-1] else []

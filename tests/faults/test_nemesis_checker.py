@@ -26,7 +26,7 @@ from streams.settings import Settings
 from streams.topics import create, producer_config
 from tests.conftest import ROOT, Servers, bare_environment
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("faults")]
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 SHARED_DATA = Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream").resolve()
 EVENTS = 1_500

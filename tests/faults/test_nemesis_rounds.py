@@ -12,7 +12,7 @@ from bench.faults import campaign, ledger
 from bench.faults.nemesis import FAULTS
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.servers, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SHARED_DATA = Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream").resolve()
 

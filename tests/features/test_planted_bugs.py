@@ -16,8 +16,7 @@ from shutil import copytree, ignore_patterns
 
 import pytest
 
-# One group: the copy is compiled once, not once per worker of pytest-xdist.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("planted")]
+pytestmark = [pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLDS = 2

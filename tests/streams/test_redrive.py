@@ -204,7 +204,6 @@ def test_more_than_one_transaction(settings: Settings) -> None:
 
 @pytest.mark.servers
 @pytest.mark.slow
-@pytest.mark.xdist_group("workers")
 def test_a_wrong_key_is_put_right_and_the_worker_scores_the_event_once(
     settings: Settings, environment: dict[str, str], churnstream: Callable[..., Completed]
 ) -> None:

@@ -17,7 +17,7 @@ from streams import jars
 from streams.stack import Server, Stack, kafka_error, without_password
 from tests.conftest import bare_environment, run_command
 
-pytestmark = [pytest.mark.servers, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.servers]
 
 
 @pytest.fixture
