@@ -16,7 +16,6 @@ import pytest
 from pydantic import SecretStr
 
 from bench.faults.checker import Evidence, Output, Rules, check
-from bench.faults.nursery import Fresh
 from bench.faults.rounds import DIRTY, Feeder, Shelf, gather, stream
 from features.facts import OFFSET, TOPICS
 from features.state import Customer, decode, encode
@@ -24,7 +23,7 @@ from features.store import CustomerState, Intent
 from models import registry
 from streams.settings import Settings
 from streams.topics import create, producer_config
-from tests.conftest import ROOT, Servers, bare_environment
+from tests.conftest import ROOT, Servers, bare_environment, nursery
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
@@ -59,7 +58,7 @@ def evidence(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Evid
     }
     for variables, code in (({"CHURNSTREAM_CRASH_AT": "after_produce:2"}, 70), ({}, 0)):
         log = directory / f"log{code}"
-        process = Fresh().start(["worker", "--until-idle", "0.5", "--json"], environment | variables, directory / "out", log)
+        process = nursery().start(["worker", "--until-idle", "0.5", "--json"], environment | variables, directory / "out", log)
         assert process.wait(90) == code, log.read_text()
     return gather(settings, shelf.by_digest, began_ms)
 
