@@ -18,6 +18,7 @@ from features.catalog import CATALOG, Feature, Op
 from features.compiled import kernel
 from models.artifact import Artifact
 from models.graph import Forest
+from scoring.trees import siblings_together
 from scoring.treeshap import MAX_BYTES, TreeShap, table_bytes
 
 Vectors = npt.NDArray[np.float32]
@@ -63,7 +64,7 @@ class _Saabas:
     """The walk's view of a forest. Memory: about 30 bytes per tree node."""
 
     def __init__(self, forest: Forest, expected: npt.NDArray[np.float64]) -> None:
-        order = _siblings_together(forest.root, forest.feature, forest.yes, forest.no)
+        order, _ = siblings_together(forest)
         place = np.empty(forest.n_nodes, np.int32)
         place[order] = np.arange(forest.n_nodes, dtype=np.int32)
         change = np.zeros(forest.n_nodes)
@@ -136,19 +137,6 @@ class Reasons:
             "contribution": round(contribution, 6),
             "text": f"{self._texts[feature](value)}, {way}",
         }
-
-
-def _siblings_together(root: Any, feature: Any, yes: Any, no: Any) -> npt.NDArray[np.int64]:
-    """Positions in a new order, tree after tree, where the two children of a branch stand side by side, `yes` first."""
-    order: list[int] = []
-    for start in root.tolist():
-        level = [start]
-        order.append(start)
-        while level:
-            children = [child for node in level if feature[node] >= 0 for child in (int(yes[node]), int(no[node]))]
-            order.extend(children)
-            level = children
-    return np.array(order, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
