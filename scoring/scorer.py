@@ -5,7 +5,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from models.artifact import Artifact, unpack
 from models.session import Session, Vectors
@@ -93,8 +92,8 @@ class Scorer:
         moved = (band != former) & (former != UNKNOWN)
         wanted = np.flatnonzero((band != UNKNOWN) & ((band != LOW) | moved))
         found = [b"[]"] * len(vectors)
-        for row, reasons in zip(wanted.tolist(), self._reasons.top(vectors[wanted], top), strict=True):
-            found[row] = orjson.dumps(reasons)
+        for row, reasons in zip(wanted.tolist(), self._reasons.written(vectors[wanted], top), strict=True):
+            found[row] = reasons
         return found
 
     def explain(self, vectors: Vectors, top: int = 3) -> list[list[Reason]]:
