@@ -37,8 +37,8 @@ $(VENV)/.kafka: $(VENV)/.packages deploy/kafka.lock
 	$(BIN)/churnstream stack fetch
 	@touch $@
 
-$(DATA)/.kernels: $(VENV)/.packages $(wildcard features/*.py) scoring/reasons.py scoring/treeshap.py
-	$(BIN)/python -m features.compiled scoring.reasons scoring.treeshap
+$(DATA)/.kernels: $(VENV)/.packages $(wildcard features/*.py) scoring/reasons.py scoring/treeshap.py scoring/trees.py scoring/wording.py
+	$(BIN)/python -m features.compiled scoring.reasons scoring.treeshap scoring.trees scoring.wording
 	@mkdir -p $(DATA) && touch $@
 
 demo: setup  ## live churn scores for real customers; ARGS=--keep leaves it running

@@ -13,12 +13,15 @@ from typing import Any, Final, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from features.catalog import CATALOG, Feature, Op
 from features.compiled import kernel
 from models.artifact import Artifact
 from models.graph import Forest
+from scoring.trees import siblings_together
 from scoring.treeshap import MAX_BYTES, TreeShap, table_bytes
+from scoring.wording import DECIMALS, Form, Wording, Words, strongest
 
 Vectors = npt.NDArray[np.float32]
 
@@ -63,7 +66,7 @@ class _Saabas:
     """The walk's view of a forest. Memory: about 30 bytes per tree node."""
 
     def __init__(self, forest: Forest, expected: npt.NDArray[np.float64]) -> None:
-        order = _siblings_together(forest.root, forest.feature, forest.yes, forest.no)
+        order, _ = siblings_together(forest)
         place = np.empty(forest.n_nodes, np.int32)
         place[order] = np.arange(forest.n_nodes, dtype=np.int32)
         change = np.zeros(forest.n_nodes)
@@ -106,7 +109,9 @@ class Reasons:
             self.method, self._of = "treeshap", TreeShap(forest, share)
         else:
             self.method, self._of = "saabas", _Saabas(forest, expected)
-        self._texts = [_text_of(f, money or Money()) for f in CATALOG]
+        money = money or Money()
+        self._texts = [_text_of(f, money) for f in CATALOG]
+        self._wording = Wording([_words_of(f) for f in CATALOG], money.currency, money.exponent, _way(1), _way(-1))
 
     def contributions(self, vectors: Vectors) -> npt.NDArray[np.float64]:
         """Contribution of each feature to the margin in log-odds, float64 of the vectors' shape (k, N_FEATURES)."""
@@ -114,14 +119,24 @@ class Reasons:
 
     def top(self, vectors: Vectors, top: int = 3) -> list[list[Reason]]:
         """The `top` strongest contributions of each row, either way, strongest first; ties in catalog order; zero is no reason."""
-        if len(vectors) == 0:
-            return []
-        contributions = self.contributions(vectors)
-        chosen = np.argsort(-np.abs(contributions), axis=1, kind="stable")[:, :top]
-        amounts = np.take_along_axis(contributions, chosen, axis=1).tolist()
+        return self._python(vectors, *strongest(self.contributions(vectors), top))
+
+    def written(self, vectors: Vectors, top: int = 3) -> list[bytes]:
+        """What `top` gives, as JSON."""
+        if len(vectors) == 0 or top == 0:
+            return [b"[]"] * len(vectors)
+        chosen, amounts = strongest(self.contributions(vectors), top)
+        values = np.take_along_axis(vectors, chosen, axis=1).astype(np.float64)
+        return [
+            orjson.dumps(self._python(vectors[i : i + 1], chosen[i : i + 1], amounts[i : i + 1])[0]) if text is None else text
+            for i, text in enumerate(self._wording.write(chosen, values, amounts))
+        ]
+
+    def _python(self, vectors: Vectors, chosen: npt.NDArray[np.int64], amounts: npt.NDArray[np.float64]) -> list[list[Reason]]:
         values = np.take_along_axis(vectors, chosen, axis=1).tolist()
         return [
-            [self._reason(f, v, c) for f, v, c in zip(*row, strict=True) if c] for row in zip(chosen.tolist(), values, amounts, strict=True)
+            [self._reason(f, v, c) for f, v, c in zip(*row, strict=True) if f >= 0]
+            for row in zip(chosen.tolist(), values, amounts.tolist(), strict=True)
         ]
 
     def text(self, feature: int, value: float) -> str:
@@ -129,26 +144,12 @@ class Reasons:
         return self._texts[feature](value)
 
     def _reason(self, feature: int, value: float, contribution: float) -> Reason:
-        way = "raises the risk" if contribution > 0 else "lowers the risk"
         return {
             "feature": CATALOG[feature].name,
             "value": None if isnan(value) else value,
-            "contribution": round(contribution, 6),
-            "text": f"{self._texts[feature](value)}, {way}",
+            "contribution": round(contribution, DECIMALS),
+            "text": f"{self._texts[feature](value)}{_way(contribution)}",
         }
-
-
-def _siblings_together(root: Any, feature: Any, yes: Any, no: Any) -> npt.NDArray[np.int64]:
-    """Positions in a new order, tree after tree, where the two children of a branch stand side by side, `yes` first."""
-    order: list[int] = []
-    for start in root.tolist():
-        level = [start]
-        order.append(start)
-        while level:
-            children = [child for node in level if feature[node] >= 0 for child in (int(yes[node]), int(no[node]))]
-            order.extend(children)
-            level = children
-    return np.array(order, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,28 +168,45 @@ _NEVER: Final = {Op.AGE_DAYS, Op.AGE_HOURS, Op.TENURE_DAYS}
 _FLAG: Final = {Op.KNOWN, Op.PROFILE_KNOWN, Op.CONSENT}
 
 
+def _way(contribution: float) -> str:
+    return ", raises the risk" if contribution > 0 else ", lowers the risk"
+
+
+def _words_of(feature: Feature) -> Words:
+    """The pieces of what is said of a feature."""
+    meaning, unit = feature.meaning, feature.unit
+    form = Form.COUNTED
+    if feature.op in _FLAG:
+        form = Form.FLAG
+    elif unit == "minor units":
+        form = Form.MONEY
+    elif unit == "share":
+        form = Form.SHARE
+    elif unit in {"-", "ratio", "product"} or meaning.startswith(unit):
+        form = Form.BARE  # "purchases so far: 19", not "19 purchases": the meaning already says what is counted
+    # Units are written in the plural ("purchases", "points 1-5"); a single one drops its s.
+    one = unit[:-1] if unit.endswith("s") and " " not in unit else unit
+    return Words(feature.name, f"{meaning}: ", "never" if feature.op in _NEVER else "unknown", form, f" {unit}", f" {one}")
+
+
 def _text_of(feature: Feature, money: Money) -> Callable[[float], str]:
     """How a value of this feature reads: "time since the last purchase: 83 days"."""
-    meaning, unit = feature.meaning, feature.unit
-    unknown = f"{meaning}: {'never' if feature.op in _NEVER else 'unknown'}"
-    # "purchases so far: 19", not "19 purchases": the meaning already says what is counted.
-    bare = unit in {"-", "ratio", "product"} or meaning.startswith(unit)
+    words = _words_of(feature)
 
     def text(value: float) -> str:
         if isnan(value):
-            return unknown
-        if feature.op in _FLAG:
-            return f"{meaning}: {'yes' if value else 'no'}"
-        if unit == "minor units":
-            return f"{meaning}: {money.text(value)}"
-        if unit == "share":
-            return f"{meaning}: {100 * value:.0f} %"
+            return words.meaning + words.unknown
+        match words.form:
+            case Form.FLAG:
+                return words.meaning + ("yes" if value else "no")
+            case Form.MONEY:
+                return words.meaning + money.text(value)
+            case Form.SHARE:
+                return f"{words.meaning}{100 * value:.0f} %"
         number = _number(value)
-        if bare:
-            return f"{meaning}: {number}"
-        # Units are written in the plural ("purchases", "points 1-5"); a single one drops its s.
-        single = number == "1" and unit.endswith("s") and " " not in unit
-        return f"{meaning}: {number} {unit[:-1] if single else unit}"
+        if words.form == Form.BARE:
+            return words.meaning + number
+        return words.meaning + number + (words.one_unit if number == "1" else words.unit)
 
     return text
 

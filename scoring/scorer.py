@@ -5,13 +5,13 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from models.artifact import Artifact, unpack
 from models.session import Session, Vectors
 from proto.errors import ArtifactRejected
 from scoring.bands import LOW, UNKNOWN, bands
 from scoring.reasons import Money, Reason, Reasons
+from scoring.trees import Trees
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ class Scorer:
         self._reasons = Reasons(artifact, money=money)
         self.reasons_method = self._reasons.method
         self._prove(artifact)
+        trees = Trees(artifact.forest, artifact.tables.golden.shape[1])
+        self._evaluator: Session | Trees = trees
+        if not trees.agrees(self._session, artifact.tables.golden):
+            log.warning("model %s: compiled trees are not ONNX Runtime's to the bit on this machine, so it scores itself", self.digest[:12])
+            self._evaluator = self._session
 
     def _prove(self, artifact: Artifact) -> None:
         golden, expected = artifact.tables.golden, artifact.tables.golden_probability
@@ -60,7 +65,7 @@ class Scorer:
         NaN where the model fails on a vector: an error of the runtime, or no probability. The other rows are not touched by it.
         """
         try:
-            probability = self._session.probabilities(vectors)
+            probability = self._evaluator.probabilities(vectors)
         except Exception as error:  # the runtime has no common class
             log.error("model %s failed on a batch of %d, tried row by row: %s", self.digest[:12], len(vectors), error)
             probability = np.array([self._one(vectors[i : i + 1]) for i in range(len(vectors))], np.float32)
@@ -69,7 +74,7 @@ class Scorer:
 
     def _one(self, vector: Vectors) -> float:
         try:
-            return float(self._session.probabilities(vector)[0])
+            return float(self._evaluator.probabilities(vector)[0])
         except Exception as error:  # as above
             log.error("model %s failed on a vector: %s", self.digest[:12], error)
             return np.nan
@@ -87,8 +92,8 @@ class Scorer:
         moved = (band != former) & (former != UNKNOWN)
         wanted = np.flatnonzero((band != UNKNOWN) & ((band != LOW) | moved))
         found = [b"[]"] * len(vectors)
-        for row, reasons in zip(wanted.tolist(), self._reasons.top(vectors[wanted], top), strict=True):
-            found[row] = orjson.dumps(reasons)
+        for row, reasons in zip(wanted.tolist(), self._reasons.written(vectors[wanted], top), strict=True):
+            found[row] = reasons
         return found
 
     def explain(self, vectors: Vectors, top: int = 3) -> list[list[Reason]]:

@@ -15,6 +15,7 @@ import orjson
 
 from features.catalog import LAYOUT_HASH
 from features.facts import TIME, TOPICS
+from features.written import DIGEST_BYTES, Field, Pieces, fill
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
 from streams.merge import Batch
@@ -94,20 +95,27 @@ def together(pieces: Sequence[Scored]) -> Scored:
     return Scored(**columns)
 
 
-def vector_hashes(vectors: FloatArray) -> list[str]:
-    """blake2b-128 of each row's float32 little-endian bytes, in hex."""
+def _digests(vectors: FloatArray) -> ByteArray:
     data = np.ascontiguousarray(vectors, "<f4").tobytes()
     width = vectors.shape[1] * 4
-    return [blake2b(data[start : start + width], digest_size=16).hexdigest() for start in range(0, len(data), width)]
+    found = b"".join([blake2b(data[start : start + width], digest_size=DIGEST_BYTES).digest() for start in range(0, len(data), width)])
+    return np.frombuffer(found, np.uint8).reshape(len(vectors), DIGEST_BYTES)
 
 
-_HEAD: Final = (
-    b'{"score_id":"%%b-%d-%%d","customer_id":%%b,"event_id":%%b,"event_time":%%d,"at":%%d,"scored_at":%d,"probability":%%.17g,"band":"%%b","alert_band":"%%b",'
-    b'"threshold_version":%b,"model_name":%b,"model_version":%b,"model_digest":%b,"layout_hash":"%b","vector_hash":"%%b","cause":"event",'
-    b'"late":%%b,"fallback":%%b,"supersedes":null,"reasons":%%b,"reasons_method":%b,"source":{"topic":"%%b","partition":%d,"offset":%%d},'
-    b'"cut":{%b},"schema_version":%d}'
+def vector_hashes(vectors: FloatArray) -> list[str]:
+    """blake2b-128 of each row's float32 little-endian bytes, in hex."""
+    return [digest.tobytes().hex() for digest in _digests(vectors)]
+
+
+_FIELD: Final = b"\0"
+_SHAPE: Final = (
+    b'{"score_id":"\0-%d-\0","customer_id":\0,"event_id":\0,"event_time":\0,"at":\0,"scored_at":%d,"probability":\0,"band":"\0",'
+    b'"alert_band":"\0","threshold_version":%b,"model_name":%b,"model_version":%b,"model_digest":%b,"layout_hash":"%b",'
+    b'"vector_hash":"\0","cause":"event","late":\0,"fallback":\0,"supersedes":null,"reasons":\0,"reasons_method":%b,'
+    b'"source":{"topic":"\0","partition":%d,"offset":\0},"cut":{%b},"schema_version":%d}'
 )
-_CUT: Final = b",".join(b'"%b":%%d' % name.encode() for name in TOPICS)
+"""A score record with its fields left open; no text in JSON holds the byte 0."""
+_CUT: Final = b",".join(b'"%b":\0' % name.encode() for name in TOPICS)
 _TOPIC_BYTES: Final = tuple(name.encode() for name in TOPICS)
 _BAND_BYTES: Final = tuple(band.encode() for band in BANDS)
 _LOW: Final = BANDS.index("low")
@@ -117,64 +125,47 @@ _BOOL_BYTES: Final = (b"false", b"true")
 
 def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored) -> list[dict[str, Any]]:
     """Score records as {"key", "value"} in merge order. A pure function of its arguments: a repeated batch gives equal bytes."""
+    rows, count = scored.rows, len(scored.rows)
+    if not count:
+        return []
     text = msgspec.json.encode
-    template = _HEAD % (
+    shape = _SHAPE % (
         batch.partition,
         scored_at_ms,
-        text(model.threshold_version).replace(b"%", b"%%"),
-        text(model.name).replace(b"%", b"%%"),
-        text(model.version).replace(b"%", b"%%"),
-        text(model.digest).replace(b"%", b"%%"),
+        text(model.threshold_version),
+        text(model.name),
+        text(model.version),
+        text(model.digest),
         LAYOUT_HASH.encode(),
-        text(model.reasons_method).replace(b"%", b"%%"),
+        text(model.reasons_method),
         batch.partition,
         _CUT,
         SCHEMA_VERSION,
     )
-    rows = scored.rows
-    offsets = batch.offset[rows].tolist()
-    topics = [_TOPIC_BYTES[topic] for topic in batch.topic[rows].tolist()]
-    event_id = batch.event_id
-    return [
-        {
-            "key": customer,
-            "value": template
-            % (
-                topic,
-                offset,
-                text(customer),
-                text(event_id[row]),
-                time,
-                at,
-                probability,
-                _BAND_BYTES[band],
-                _BAND_BYTES[alert],
-                digest,
-                _BOOL_BYTES[late],
-                _BOOL_BYTES[band == _UNKNOWN],
-                reasons,
-                topic,
-                offset,
-                *cut,
-            ),
-        }
-        for row, customer, topic, offset, time, at, probability, band, alert, digest, late, reasons, cut in zip(
-            rows.tolist(),
-            scored.customers,
-            topics,
-            offsets,
-            batch.facts[rows, TIME].tolist(),
-            scored.at.tolist(),
-            scored.probability.tolist(),
-            scored.band.tolist(),
-            scored.alert.tolist(),
-            [digest.encode() for digest in vector_hashes(scored.vectors)],
-            scored.late.tolist(),
-            scored.reasons,
-            batch.cuts()[rows].tolist(),
-            strict=True,
-        )
+    event_id = batch.event_id if count == len(batch) else [batch.event_id[row] for row in rows.tolist()]
+    pieces = Pieces()
+    topic, offset = pieces.choice(_TOPIC_BYTES, batch.topic[rows]), batch.offset[rows]
+    fields: list[Field] = [
+        topic,
+        offset,
+        pieces.array(text(scored.customers), count),
+        pieces.array(text(event_id), count),
+        batch.facts[rows, TIME],
+        scored.at,
+        pieces.array(text(scored.probability.astype(np.float64).tolist()), count),
+        pieces.choice(_BAND_BYTES, scored.band),
+        pieces.choice(_BAND_BYTES, scored.alert),
+        _digests(scored.vectors),
+        pieces.choice(_BOOL_BYTES, scored.late.view(np.uint8)),
+        pieces.choice(_BOOL_BYTES, (scored.band == _UNKNOWN).view(np.uint8)),
+        pieces.each(scored.reasons),
+        topic,
+        offset,
+        *batch.cuts()[rows].T,
     ]
+    together, ends = fill(shape.split(_FIELD), fields, pieces.joined(), count)
+    starts = [0, *ends]
+    return [{"key": customer, "value": together[start:end]} for customer, start, end in zip(scored.customers, starts, ends, strict=False)]
 
 
 def crossed(former: ByteArray, alert: ByteArray) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from scoring.bands import HIGH, LOW, MEDIUM, UNKNOWN
 from scoring.reasons import Money, Reasons, expected_values
 from scoring.scorer import Scorer
 from scoring.treeshap import MAX_BYTES
+from scoring.wording import strongest
 
 GBP = Money("GBP", 2)
 
@@ -102,6 +103,47 @@ def test_a_score_is_explained_when_it_is_not_low_or_has_moved(band: int, former:
 def test_a_reason_reads_like_a_sentence(feature: str, value: float, text: str) -> None:
     reasons = Reasons(unpack(small().envelope), money=GBP)
     assert reasons.text(NAMES.index(feature), value) == text
+
+
+def test_compiled_reasons_are_those_of_python_to_the_byte() -> None:
+    """Every feature with values of every size, both signs, ties of every rounding, and those the compiled code leaves to Python."""
+    reasons = Reasons(unpack(small().envelope), money=GBP)
+    random = np.random.default_rng(5)
+    size = 10.0 ** random.uniform(-4, 17, 200)
+    values = [0.0, -0.0, 1.0, -1.0, 0.125, 1.25, 2.5, 10.5, 11.5, 0.005, 0.995, 9.96, 1e15, 3e38, np.nan, 12_345.5, -1e-6, 0.345]
+    values += [*(size * random.choice([-1, 1], 200)), *np.round(size[:100]), *random.integers(0, 400, 100) / 4]
+    vectors = np.repeat(np.array(values, np.float32)[:, np.newaxis], N_FEATURES, axis=1)
+    left = 0
+    for first in range(0, N_FEATURES, 3):
+        chosen = np.tile(np.arange(first, first + 3) % N_FEATURES, (len(vectors), 1))
+        amounts = random.normal(0, 1, chosen.shape) * 10.0 ** random.integers(-9, 3, chosen.shape)
+        expected = [orjson.dumps(row) for row in reasons._python(vectors, chosen, amounts)]
+        found = reasons._wording.write(chosen, np.take_along_axis(vectors, chosen, axis=1).astype(np.float64), amounts)
+        left += found.count(None)
+        assert [text for text in found if text is not None] == [e for e, text in zip(expected, found, strict=True) if text is not None]
+    assert 0 < left < 0.2 * len(vectors) * N_FEATURES / 3
+
+
+def test_written_reasons_are_the_top_ones() -> None:
+    model = small()
+    reasons = Reasons(unpack(model.envelope), money=GBP)
+    x = model.x[:200].copy()
+    x[:50, model.columns] = np.float32(2e15)
+    for top in (0, 1, 3, 200):
+        assert reasons.written(x, top) == [orjson.dumps(row) for row in reasons.top(x, top)]
+    assert reasons.written(x[:0], 3) == []
+
+
+def test_the_strongest_contributions_are_those_of_a_stable_sort() -> None:
+    random = np.random.default_rng(2)
+    contributions = random.integers(-4, 5, (300, 12)) / 2.0
+    contributions[:5] = 0.0
+    for top in (1, 3, 12, 20):
+        chosen, amounts = strongest(contributions, top)
+        for row, features, sizes in zip(contributions, chosen, amounts, strict=True):
+            expected = [f for f in np.argsort(-np.abs(row), kind="stable").tolist() if row[f]][:top]
+            assert features.tolist() == expected + [-1] * (top - len(expected))
+            assert sizes.tolist() == [row[f] for f in expected] + [0.0] * (top - len(expected))
 
 
 def test_every_feature_has_a_sentence_for_any_value() -> None:

@@ -99,7 +99,7 @@ def test_a_model_that_fails_on_a_vector_still_scores_the_others_bit_for_bit(answ
     whole = scorer.score(model.x[:50])
     x = model.x[:50].copy()
     x[[3, 49], 0] = 777
-    scorer._session = FailsOn(model.onnx, answer)
+    scorer._evaluator = FailsOn(model.onnx, answer)
     found = scorer.score(x)
     assert np.flatnonzero(np.isnan(found)).tolist() == [3, 49]
     rest = np.delete(np.arange(50), [3, 49])
