@@ -25,7 +25,10 @@ EQUAL_WITHIN: Final = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where everything is: the deployment with the backlog, the servers' pids, a Redis client, a scratch directory, the cap of slow engines."""
+    """Where everything is: the deployment with the backlog, the servers' pids, a Redis client, a scratch directory.
+
+    slow_s: how long a slow engine is measured (s).
+    """
 
     settings: Settings
     servers: dict[str, int]
