@@ -21,7 +21,9 @@ import numpy as np
 from bench.peers.engines import Died, Engine, Running, remove_state
 from bench.peers.meter import Meter, Reading
 from bench.peers.throughput import Place
-from bench.peers.workload import MODELS, OUTPUTS, TOPICS, create_topics, delete
+from bench.peers.workload import OUTPUTS, create_topics, delete
+from features.facts import TOPICS
+from streams.topics import MODELS, client_config
 
 SEED: Final = 5
 FIRST_S: Final = 90.0
@@ -177,8 +179,6 @@ def _row(name: str, phase: dict[str, Any], used: Reading, kept_up: bool, seen: A
 
 def _clean(engine: Engine, settings: Any, run: str) -> None:
     from confluent_kafka.admin import AdminClient
-
-    from streams.topics import client_config
 
     engine.clean(settings, run)
     admin = AdminClient(client_config(settings))

@@ -89,7 +89,7 @@ def read(servers: str, topic: str) -> None:
             now = time.monotonic_ns()
             for message in messages:
                 if message.error() is None:
-                    value = message.value()
+                    value = message.value() or b""
                     start = value.index(b'"event_id":"') + 12
                     index.append(index_of(value[start : value.index(b'"', start)].decode()))
                     seen.append(now)

@@ -83,8 +83,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     throughput, latency = result["throughput"], result["latency"]
     lines = [
         BEGIN,
-        f"Measured {result['date']} on {result['machine']['cores']} cores ({result['machine']['processor']}), Kafka, Redis and harness on the same; "
-        f"{result['events']:,} events, {result['stream']}. {result['minutes']:g} minutes.",
+        f"Measured {result['date']} on {result['machine']['cores']} cores ({result['machine']['processor']}), "
+        f"Kafka, Redis and the harness on the same; {result['events']:,} events, {result['stream']}. {result['minutes']:g} minutes.",
         "",
         "### A backlog",
     ]
@@ -116,30 +116,20 @@ def markdown(result: Mapping[str, Any]) -> str:
     if ours:
         lines += [
             "",
-            f"A customer of ours takes {ours['redis_value_bytes_p50']:,.0f} bytes of values in Redis in the median, with keys and the server's overhead "
-            f"{ours['redis_memory_bytes_p50']:,.0f} (p99 {ours['redis_memory_bytes_p99']:,.0f}), and {result['bytes_in_memory_per_customer']:,} bytes "
-            f"on average in a worker's memory; {result['events'] / max(1, result['customers']):.0f} events each.",
+            f"A customer of ours takes {ours['redis_value_bytes_p50']:,.0f} bytes of values in Redis in the median, with keys and the "
+            f"server's overhead {ours['redis_memory_bytes_p50']:,.0f} (p99 {ours['redis_memory_bytes_p99']:,.0f}), and on average "
+            f"{result['bytes_in_memory_per_customer']:,} bytes in a worker's memory; "
+            f"{result['events'] / max(1, result['customers']):.0f} events each.",
         ]
     lines += ["", "### Latency, open loop"]
-    head = (
-        "engine",
-        "events/s",
-        "p50",
-        "p95",
-        "p99",
-        "p99.9 ms",
-        "CPU us/event",
-        "broker, Redis us/event",
-        "machine cores",
-        "sender late ms",
-    )
-    rows = []
+    columns = ("engine", "events/s", "p50", "p95", "p99", "p99.9 ms", "CPU us/event", "broker, Redis us/event", "cores", "sender late ms")
+    steps = []
     for name, rates in latency.items():
         for rate, row in rates.items():
             numbers = [f"{row[p]:,.1f}" if row[p] is not None else "-" for p in ("p50_ms", "p95_ms", "p99_ms", "p999_ms")]
             if row["saturated"]:
                 numbers = [f"saturated ({row['scored']:,.0f} of {row['sent']:,.0f})", "", "", ""]
-            rows.append(
+            steps.append(
                 (
                     name,
                     f"{rate:,}",
@@ -150,7 +140,7 @@ def markdown(result: Mapping[str, Any]) -> str:
                     f"{row['sender_late_ms']:.1f}",
                 )
             )
-    lines += _table(head, rows)
+    lines += _table(columns, steps)
     for name, reason in result["skipped"].items():
         lines += ["", f"Not measured: {name}: {reason}"]
     return "\n".join([*lines, END])
