@@ -168,7 +168,7 @@ class Race:
 
 
 @contextmanager
-def own_servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, int], Path]]:
+def own_servers(settings: Settings, *, partitions: int = workload.PARTITIONS) -> Iterator[tuple[Settings, dict[str, int], Path]]:
     """Embedded Kafka and Redis of this benchmark alone, never those of the environment: it empties Redis between the runs."""
     from pydantic import SecretStr
 
@@ -180,7 +180,7 @@ def own_servers(settings: Settings) -> Iterator[tuple[Settings, dict[str, int], 
         with stack as where:
             own = {"kafka_bootstrap_servers": where.kafka, "redis_url": SecretStr(where.redis), "topic_prefix": "bench."}
             pids = {server.name: server.pid for server in stack.status()}
-            yield settings.model_copy(update={**own, "partitions": workload.PARTITIONS}), pids, Path(scratch).resolve()
+            yield settings.model_copy(update={**own, "partitions": partitions}), pids, Path(scratch).resolve()
 
 
 def go(plan: Plan, directory: Path | None, only: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from bench.model import Fitted
 from bench.peers.prepare import Command
-from bench.peers.workload import OUTPUTS, PARTITIONS, create_topics, delete, remake
+from bench.peers.workload import OUTPUTS, create_topics, delete, remake
 from streams.settings import Settings
 from streams.topics import ALERTS, SCORES, client_config
 
@@ -92,21 +92,26 @@ class Ours:
         """Whether outputs are transactions."""
         return self.delivery == "exactly_once"
 
-    def start(self, settings: Settings, run: str, scratch: Path) -> Running:
-        """As `Engine.start`. Outputs begin empty, since a worker goes by what it finds there."""
+    def start(self, settings: Settings, run: str, scratch: Path, *options: str) -> Running:
+        """As `Engine.start`, with further options of `churnstream worker`. Outputs begin empty: a worker goes by what it finds there."""
         create_topics(settings, OUTPUTS)
         self.model.publish(settings)
+        return self.join(settings, run, scratch / f"{run}.log", *options)
+
+    def join(self, settings: Settings, run: str, log: Path, *options: str) -> Running:
+        """A worker of a run, the first one or one more; it logs to `log`."""
         variables = {
             "KAFKA_BOOTSTRAP_SERVERS": settings.kafka_bootstrap_servers,
             "REDIS_URL": settings.redis_url.get_secret_value(),
             "CHURN_TOPIC_PREFIX": settings.topic_prefix,
+            "CHURN_PARTITIONS": str(settings.partitions),
             "CHURN_NAMESPACE": run,
             "CHURN_GROUP_ID": run,
             "CHURN_DELIVERY": self.delivery,
             **self.variables,
         }
-        argv = [sys.executable, "-c", "from streams.cli import main; main()", "worker", "--json"]
-        return _spawn(argv, variables, settings.prefixed(SCORES), scratch / f"{run}.log", Path.cwd())
+        argv = [sys.executable, "-c", "from streams.cli import main; main()", "worker", "--json", *options]
+        return _spawn(argv, variables, settings.prefixed(SCORES), log, Path.cwd())
 
     def clean(self, settings: Settings, run: str) -> None:
         """As `Engine.clean`."""
@@ -136,7 +141,7 @@ class Peer:
         from confluent_kafka.admin import AdminClient, NewTopic
 
         scores, state = f"scores-{run}", scratch / f"state-{run}"
-        topic = NewTopic(scores, PARTITIONS, 1, config={"message.timestamp.type": "LogAppendTime"})
+        topic = NewTopic(scores, settings.partitions, 1, config={"message.timestamp.type": "LogAppendTime"})
         remake(AdminClient(client_config(settings)), [topic])
         state.mkdir()
         variables = {

@@ -101,7 +101,7 @@ def measure(engine: Engine, place: Place, rates: Sequence[int], seconds: float, 
         stack.callback(sender.end)
         running = engine.start(settings, run, place.scratch)
         stack.callback(running.stop)
-        reader = Helper.start("read", servers=servers, topic=running.scores)
+        reader = Helper.start("read", servers=servers, topic=running.scores, partitions=settings.partitions)
         stack.callback(reader.end)
         meter = Meter(running.process.pid, place.servers, place.redis)
         sent = _warm_up(sender, reader, running)

@@ -63,11 +63,11 @@ def send(servers: str, prefix: str, seed: int, count: int, peers: Path | None) -
         _say({"first": first, "sent": sent, "start_ns": start_ns, "rate": rate, "late_ms": round(late_ns / 1e6, 2)})
 
 
-def read(servers: str, topic: str) -> None:
+def read(servers: str, topic: str, partitions: int) -> None:
     """Note when each score can be read by a read_committed consumer: place of its event, ns, whether it is explained."""
     from confluent_kafka import Consumer, TopicPartition
 
-    from bench.peers.workload import PARTITIONS, index_of
+    from bench.peers.workload import index_of
 
     index, seen, explained = array("q"), array("q"), array("b")
     stop = threading.Event()
@@ -83,7 +83,7 @@ def read(servers: str, topic: str) -> None:
                 "fetch.wait.max.ms": 5,
             }
         )
-        consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+        consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
         while not stop.is_set():
             messages = consumer.consume(1_000, 0.001)
             now = time.monotonic_ns()
@@ -121,4 +121,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "send":
         send(asked["servers"], asked["prefix"], asked["seed"], asked["count"], Path(asked["peers"]) if asked["peers"] else None)
     else:
-        read(asked["servers"], asked["topic"])
+        read(asked["servers"], asked["topic"], asked["partitions"])

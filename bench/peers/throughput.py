@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from bench.peers.engines import Died, Engine, Ours, consumer, remove_state
 from bench.peers.meter import Meter, Reading
-from bench.peers.workload import PARTITIONS, index_of
+from bench.peers.workload import index_of
 from streams.settings import Settings
 
 LOOK_S: Final = 0.1
@@ -133,33 +134,45 @@ def _watch(engine: Engine, place: Place, running: Any, meter: Meter, events: int
 
 
 def _read(settings: Settings, topic: str) -> Out:
-    from confluent_kafka import KafkaError, TopicPartition
-
     index: list[int] = []
     score: list[float] = []
     append: list[int] = []
-    explained, ended = 0, 0
+    explained = 0
+    for message in _messages(settings, topic):
+        value: bytes = message.value()
+        index.append(index_of(_text(value, b'"event_id":"', b'"').decode()))
+        score.append(float(_text(value, b'"probability":' if b'"probability":' in value else b'"score":', b",")))
+        append.append(message.timestamp()[1])
+        explained += b'"reasons":[{' in value
+    return Out(np.array(index, np.int64), np.array(score), np.array(append, np.int64), explained)
+
+
+def append_times(settings: Settings, topic: str) -> npt.NDArray[np.int64]:
+    """Append time (ms) of each record of a topic, as a read_committed reader sees them."""
+    return np.fromiter((message.timestamp()[1] for message in _messages(settings, topic)), np.int64)
+
+
+def _messages(settings: Settings, topic: str) -> Iterator[Any]:
+    """All records of a topic up to its end now."""
+    from confluent_kafka import KafkaError, TopicPartition
+
+    ended = 0
     client = consumer(settings, **{"enable.partition.eof": True})
     try:
-        client.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
-        while ended < PARTITIONS:
+        client.assign([TopicPartition(topic, number, 0) for number in range(settings.partitions)])
+        while ended < settings.partitions:
             messages = client.consume(10_000, 5.0)
             if not messages:
-                raise SystemExit(f"reading {topic}: nothing for 5 s and {ended} of {PARTITIONS} partitions at their end")
+                raise SystemExit(f"reading {topic}: nothing for 5 s and {ended} of {settings.partitions} partitions at their end")
             for message in messages:
-                if (error := message.error()) is not None:
-                    if error.code() != KafkaError._PARTITION_EOF:
-                        raise SystemExit(f"reading {topic}: {error.str()}")
+                if (error := message.error()) is None:
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
                     ended += 1
-                    continue
-                value: bytes = message.value()
-                index.append(index_of(_text(value, b'"event_id":"', b'"').decode()))
-                score.append(float(_text(value, b'"probability":' if b'"probability":' in value else b'"score":', b",")))
-                append.append(message.timestamp()[1])
-                explained += b'"reasons":[{' in value
+                else:
+                    raise SystemExit(f"reading {topic}: {error.str()}")
     finally:
         client.close()
-    return Out(np.array(index, np.int64), np.array(score), np.array(append, np.int64), explained)
 
 
 def _text(value: bytes, before: bytes, after: bytes) -> bytes:
@@ -170,6 +183,6 @@ def _text(value: bytes, before: bytes, after: bytes) -> bytes:
 def _redis(place: Place, run: str) -> dict[str, Any]:
     from features.redis_store import RedisStore, redis_bytes
 
-    found = redis_bytes(RedisStore(place.settings.redis_url.get_secret_value(), namespace=run), range(PARTITIONS))
+    found = redis_bytes(RedisStore(place.settings.redis_url.get_secret_value(), namespace=run), range(place.settings.partitions))
     names = ("customers", "value_bytes_p50", "memory_bytes_p50", "memory_bytes_p99")
     return {f"redis_{name}": round(found[name]) for name in names}

@@ -74,7 +74,7 @@ def create_topics(settings: Settings, names: Iterable[str]) -> None:
         if topic.name in names:
             times = "CreateTime" if topic.name in TOPICS else "LogAppendTime"
             config = topic.config(settings.retention_days) | {"message.timestamp.type": times}
-            wanted.append(NewTopic(settings.prefixed(topic.name), topic.partitions or PARTITIONS, 1, config=config))
+            wanted.append(NewTopic(settings.prefixed(topic.name), topic.partitions or settings.partitions, 1, config=config))
     remake(admin, wanted)
 
 
