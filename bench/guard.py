@@ -125,8 +125,8 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=PAIRS, help="pairs of loop and worker (count)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line (always so)")
     given = parser.parse_args()
-    accepted = json.loads(ACCEPTED.read_text(encoding="utf-8"))["ratio"] if ACCEPTED.is_file() else None
-    if accepted is None and not given.accept:
+    accepted = float(json.loads(ACCEPTED.read_text(encoding="utf-8"))["ratio"]) if ACCEPTED.is_file() else 0.0
+    if not accepted and not given.accept:
         parser.error(f"{ACCEPTED}: no ratio was accepted yet; --accept stores one")
     chosen = SLOWER if os.environ.get(SLOWER_VARIABLE) else {}
     with own_servers(load()) as (settings, _, scratch):

@@ -114,7 +114,8 @@ def _watch(engine: Engine, place: Place, running: Any, meter: Meter, events: int
         while True:
             time.sleep(LOOK_S)
             running.check()
-            ends = [client.get_watermark_offsets(TopicPartition(running.scores, p), timeout=10, cached=False)[1] for p in range(PARTITIONS)]
+            topics = [TopicPartition(running.scores, number) for number in range(place.settings.partitions)]
+            ends = [client.get_watermark_offsets(topic, timeout=10, cached=False)[1] for topic in topics]
             count = sum(ends)
             reading = meter.read()
             if not count:
