@@ -75,7 +75,7 @@ faults: setup  ## break everything on purpose and check what is left; resumes, R
 bench: setup  ## everything against the peers, under 30 minutes; PEERS=DIR names their directory
 	@$(BIN)/python -m bench.peers --write $(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
-bench-quick: setup  ## the same in minutes, two peers, nothing written
+bench-quick: setup  ## the same in minutes: short, once, nothing written
 	@$(BIN)/python -m bench.peers --quick $(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
 # No index address goes into the file: it is the same for every mirror.

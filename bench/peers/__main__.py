@@ -82,10 +82,10 @@ FULL: Final = Plan(
 QUICK: Final = Plan(
     events=150_000,
     runs=1,
-    peers=("ks_batch_alo_1", "faust_take_best"),
+    peers=FULL.peers,
     once=(),
-    ladders=((report.OURS, RATES[:2], 1), (report.OURS_EOS, RATES[1:2], 1)),
-    slow_s=8.0,
+    ladders=((report.OURS, (2_000, 10_000), 1), (report.OURS_EOS, (2_000,), 1)),
+    slow_s=5.0,
     seconds=4.0,
     warm_s=1.0,
     budget_s=360.0,
@@ -252,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="minutes: a short backlog, one run, two peers, two rates")
+    parser.add_argument("--quick", action="store_true", help="minutes: a short backlog, one run, two rates")
     parser.add_argument("--peers", type=Path, help="directory of the peers; the default is ../shared/peers where it is")
     parser.add_argument("--events", type=int, help="length of the backlog (count)")
     parser.add_argument("--runs", type=int, help="rounds of the backlog (count)")
