@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 DATA := $(if $(CHURN_DATA_DIR),$(CHURN_DATA_DIR),.churnstream)
 ARGS ?=
 ISSUE ?=
+PEERS ?=
 QUICK ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types fmt check claims bench faults lock
+.PHONY: help setup demo test lint types fmt check claims bench bench-quick faults lock
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 setup: $(VENV)/.kafka $(DATA)/.kernels  ## the virtual environment, the jars of Kafka, the compiled kernels
 
@@ -71,8 +72,11 @@ faults: setup  ## break everything on purpose and check what is left; resumes, R
 	$(BIN)/python -m bench.fuzz
 	$(BIN)/churnstream-faults soak --minutes $(or $(MINUTES),30)
 
-bench: setup  ## throughput of one worker on a synthetic backlog
-	@$(BIN)/python -m bench.backlog $(ARGS)
+bench: setup  ## everything against the peers, under 30 minutes; PEERS=DIR names their directory
+	@$(BIN)/python -m bench.peers --write $(if $(PEERS),--peers "$(PEERS)") $(ARGS)
+
+bench-quick: setup  ## the same in minutes: short, once, nothing written
+	@$(BIN)/python -m bench.peers --quick $(if $(PEERS),--peers "$(PEERS)") $(ARGS)
 
 # No index address goes into the file: it is the same for every mirror.
 lock: $(VENV)/.packages  ## resolve all packages anew (after a change in pyproject.toml)

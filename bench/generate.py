@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
 
 import numpy as np
 import orjson
@@ -19,27 +20,22 @@ BATCH = 10_000
 TOPIC_SHARES = (0.4, 0.5, 0.1)
 LATE_SHARE = 0.02
 LATE_MS = 3_600_000
+NAMES: Final = ("transactions", "logins", "support-tickets")
 
 
-def generate(events: int, *, customers: int, seed: int, prefix: str, config: dict[str, Any], start_ms: int = START_MS) -> float:
-    """Produce `events` records in event-time order (2 % up to an hour late) and wait for the acknowledgements; returns seconds.
+def events(count: int, *, customers: int, seed: int, start_ms: int = START_MS) -> Iterator[tuple[int, str, bytes]]:
+    """(topic index, customer, JSON) of `count` events in event-time order, 2 % of them up to an hour late.
 
     Customers are drawn by a power law: a few are hot. The same seed gives the same bytes.
     """
-    begin = time.perf_counter()
     random = np.random.default_rng(seed)
     weight = 1 / (np.arange(customers) + 10) ** 0.9
-    customer = random.choice(customers, events, p=weight / weight.sum()).tolist()
-    topic = random.choice(len(TOPIC_SHARES), events, p=TOPIC_SHARES).tolist()
-    number = random.lognormal(3, 1, events).round(2)
-    product = random.integers(0, 50, events).tolist()
-    moment = start_ms + np.arange(events) * SPAN_MS
-    moment -= np.where(random.random(events) < LATE_SHARE, random.integers(0, LATE_MS, events), 0)
-    producer = Producer(
-        {"linger.ms": 20, "batch.size": 1_000_000, "queue.buffering.max.messages": 2_000_000, "compression.type": "lz4", **config}
-    )
-    names = ("transactions", "logins", "support-tickets")
-    waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    customer = random.choice(customers, count, p=weight / weight.sum()).tolist()
+    topic = random.choice(len(TOPIC_SHARES), count, p=TOPIC_SHARES).tolist()
+    number = random.lognormal(3, 1, count).round(2)
+    product = random.integers(0, 50, count).tolist()
+    moment = start_ms + np.arange(count) * SPAN_MS
+    moment -= np.where(random.random(count) < LATE_SHARE, random.integers(0, LATE_MS, count), 0)
     for i, (c, t, x, p, at) in enumerate(zip(customer, topic, number.tolist(), product, moment.tolist(), strict=True)):
         event: dict[str, Any] = {"event_id": f"e{seed}-{i:09d}", "customer_id": f"c{c:06d}", "event_time": at}
         if t == 0:
@@ -57,13 +53,29 @@ def generate(events: int, *, customers: int, seed: int, prefix: str, config: dic
                 "priority": "high" if p % 5 == 0 else "normal",
                 "channel": "phone",
             }
-        batch = waiting[names[t]]
-        batch.append({"value": orjson.dumps(event), "key": event["customer_id"]})
+        yield t, event["customer_id"], orjson.dumps(event)
+
+
+def generate(count: int, *, customers: int, seed: int, prefix: str, config: dict[str, Any], start_ms: int = START_MS) -> float:
+    """Produce `count` events (see `events`) and wait for the acknowledgements; returns seconds."""
+    return send(events(count, customers=customers, seed=seed, start_ms=start_ms), prefix=prefix, config=config)
+
+
+def send(stream: Iterable[tuple[int, str, bytes]], *, prefix: str, config: dict[str, Any]) -> float:
+    """Produce events, each to its topic, and wait for the acknowledgements; returns seconds. Raises SystemExit when some are missing."""
+    begin = time.perf_counter()
+    producer = Producer(
+        {"linger.ms": 20, "batch.size": 1_000_000, "queue.buffering.max.messages": 2_000_000, "compression.type": "lz4", **config}
+    )
+    waiting: list[list[dict[str, Any]]] = [[] for _ in NAMES]
+    for topic, customer, value in stream:
+        batch = waiting[topic]
+        batch.append({"value": value, "key": customer})
         if len(batch) == BATCH:
-            producer.produce_batch(prefix + names[t], batch)
+            producer.produce_batch(prefix + NAMES[topic], batch)
             producer.poll(0)
-            waiting[names[t]] = []
-    for name, batch in waiting.items():
+            waiting[topic] = []
+    for name, batch in zip(NAMES, waiting, strict=True):
         producer.produce_batch(prefix + name, batch)
     left = producer.flush(60)
     if left:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,10 @@ from features.history import Histories
 from streams.codec import Decoder
 from streams.settings import Settings
 from streams.topics import client_config, producer_config
+
+if TYPE_CHECKING:
+    from models.artifact import Manifest
+    from models.session import Session
 
 SAMPLE: Final = 60_000
 NOT_LOW: Final = 0.25
@@ -65,34 +71,52 @@ def labels(x: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
     return (risk > np.quantile(risk, 0.85)).astype(np.int8)
 
 
-def publish_model(settings: Settings, *, trees: int, depth: int) -> str:
-    """Fit, pack and publish as champion; returns the digest."""
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A model packed for publishing, and the session that says what it scores."""
+
+    manifest: Manifest
+    envelope: bytes
+    session: Session
+
+    def publish(self, settings: Settings) -> str:
+        """Make it the champion; returns the digest."""
+        from models import registry
+
+        registry.publish(producer_config(settings), settings.prefixed("churn-models"), self.manifest, self.envelope)
+        return self.manifest.digest
+
+
+def fit(
+    x: npt.NDArray[np.float32], *, trees: int, depth: int, columns: Sequence[int] = range(N_FEATURES), not_low: float = NOT_LOW
+) -> Fitted:
+    """Fit on the given columns of vectors (rows, N_FEATURES); `not_low` of these rows lie above the medium threshold."""
     import xgboost
 
-    from models import export, gates, graph, registry
+    from models import export, gates, graph
     from models.artifact import Calibration, Manifest, Tables, Thresholds, pack
     from models.calibrate import Platt
     from models.session import Session
 
-    x = vectors(settings)
-    data = xgboost.DMatrix(x, label=labels(x))
-    booster = xgboost.train(
-        {"objective": "binary:logistic", "tree_method": "hist", "max_depth": depth, "eta": 0.05, "seed": 1}, data, trees
-    )
-    margin = np.asarray(booster.predict(xgboost.DMatrix(x), output_margin=True), np.float64)
-    forest = export.forest_of(booster, np.arange(N_FEATURES), Platt(1.0, 0.0))
+    chosen = np.array(columns, np.intp)
+    data = xgboost.DMatrix(x[:, chosen], label=labels(x))
+    # One thread: beside other programs two wait for each other most of the time.
+    options = {"objective": "binary:logistic", "tree_method": "hist", "max_depth": depth, "eta": 0.05, "seed": 1, "nthread": 1}
+    booster = xgboost.train(options, data, trees)
+    margin = np.asarray(booster.predict(xgboost.DMatrix(x[:, chosen]), output_margin=True), np.float64)
+    forest = export.forest_of(booster, chosen, Platt(1.0, 0.0))
     onnx = graph.write(forest, N_FEATURES)
     session = Session(onnx)
     probability = Platt(1.0, 0.0).probabilities(margin)
-    medium, high = (round(float(np.quantile(probability, 1 - share)), 6) for share in (NOT_LOW, NOT_LOW / 4))
+    medium, high = (round(float(np.quantile(probability, 1 - share)), 6) for share in (not_low, not_low / 4))
     passed = gates.check_scores(session, x[:5_000], probability[:5_000], (medium, high))
     golden = x[:: len(x) // 64]
     tables = Tables(export.shares(forest, export.covers(booster)), golden, session.probabilities(golden))
     manifest = Manifest(
         name="bench",
-        version=f"{trees}x{depth}",
+        version=f"{trees}x{depth}" + ("" if len(chosen) == N_FEATURES else f"-{len(chosen)}"),
         layout_hash=LAYOUT_HASH,
-        features_used=list(NAMES),
+        features_used=[NAMES[column] for column in chosen.tolist()],
         onnx_sha256=sha256(onnx).hexdigest(),
         tables_sha256=sha256(tables.encode()).hexdigest(),
         calibration=Calibration(slope=1.0, offset=0.0),
@@ -105,5 +129,9 @@ def publish_model(settings: Settings, *, trees: int, depth: int) -> str:
         gates=passed.as_dict(),
         runtime={},
     )
-    registry.publish(producer_config(settings), settings.prefixed("churn-models"), manifest, pack(manifest, onnx, tables))
-    return manifest.digest
+    return Fitted(manifest, pack(manifest, onnx, tables), session)
+
+
+def publish_model(settings: Settings, *, trees: int, depth: int) -> str:
+    """Fit on about the first events of the input topics and publish as champion; returns the digest."""
+    return fit(vectors(settings), trees=trees, depth=depth).publish(settings)
