@@ -180,7 +180,7 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
         tables_sha256=sha256(tables.encode()).hexdigest(),
         calibration=Calibration(slope=platt.a, offset=platt.b),
         thresholds=Thresholds(medium=options.medium, high=options.high, version=f"{options.medium:g}-{options.high:g}"),
-        label={"name": split.label.name, "days": split.label.days, "active_days": split.label.active_days},
+        label=split.label.as_dict(),
         data=_data(rows, split, {"early": early, "late": late, "training": everything, "test": test}),
         training=_training(candidate, dropped, tried, platt),
         metrics=metrics,

@@ -312,17 +312,17 @@ def _live(settings: Settings, parts: list[Facts], label: Any, from_ms: int, know
     """Probabilities of the live scores since `from_ms` whose label is mature, customers active then, and their labels."""
     import numpy as np
 
-    from models.labels import Purchases
+    from models.labels import Outcomes
     from streams.training import emitted_scores
 
     emitted = emitted_scores(settings, from_ms)
     number: dict[str, int] = {}
     who = np.fromiter((number.setdefault(name, len(number)) for part in parts for name in part.customers), np.int64)
-    purchases = Purchases(who, np.concatenate([part.facts for part in parts]))
+    outcomes = Outcomes(who, np.concatenate([part.facts for part in parts]), label)
     # -1: a score of a customer whose facts came after we read the topics, or of another source.
     customer = np.fromiter((number.get(name, -1) for name in emitted.customers), np.int64, len(emitted.customers))
-    keep = (customer >= 0) & label.mature(emitted.at, known_to_ms) & purchases.active(customer, emitted.at, label)
-    y = purchases.churned(customer[keep], emitted.at[keep], label).astype(np.int8)
+    keep = (customer >= 0) & label.mature(emitted.at, known_to_ms) & outcomes.active(customer, emitted.at)
+    y = outcomes.churned(customer[keep], emitted.at[keep]).astype(np.int8)
     return emitted.probability[keep], y
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow.parquet import ParquetFile
 from typer.testing import CliRunner
 
 from features.facts import TOPICS
@@ -36,7 +37,7 @@ def test_columns_become_the_facts_that_the_codec_makes_of_the_same_events(writte
         decode = training.decoder(settings).decode
         decoded = []
         for topic, name in enumerate(TOPICS):
-            rows = simulate.ParquetFile(out / name / simulate.part(block)).read().to_pylist()
+            rows = ParquetFile(out / name / simulate.part(block)).read().to_pylist()
             messages = [training.FileMessage(simulate.record_of(name, row)[1], i) for i, row in enumerate(rows)]
             decoded.append(decode(topic, 0, messages))
         slow = training.merged(decoded)
@@ -58,7 +59,7 @@ def test_records_come_in_order_of_arrival_over_all_parts(written: tuple[Path, in
     arrived: dict[tuple[str, str], int] = {}
     for topic in TOPICS:
         for block in simulate.parts(out):
-            for row in simulate.ParquetFile(out / topic / simulate.part(block)).read(["event_id", "arrived"]).to_pylist():
+            for row in ParquetFile(out / topic / simulate.part(block)).read(["event_id", "arrived"]).to_pylist():
                 arrived.setdefault((topic, row["event_id"]), row["arrived"])
     order, seen = [], set()
     for record in simulate.records(out):
