@@ -92,6 +92,9 @@ def boosted(name: str, *, depth: int, rounds: int, weighted: bool = False) -> Le
         parameters["monotone_constraints"] = "(" + ",".join(str(direction(int(column))) for column in columns) + ")"
         if weighted:
             parameters["scale_pos_weight"] = float((rows.y == 0).sum() / max((rows.y == 1).sum(), 1))
+        if rounds < 0:
+            # The same number of rows in a leaf whatever the base rate: at 1 in 2 this is what FIXED says.
+            parameters["min_child_weight"] = max(4 * FIXED["min_child_weight"] * float(rows.y.mean() * (1 - rows.y.mean())), 1.0)
         chosen = rounds if rounds > 0 else _rounds(rows, columns, parameters, -rounds)
         booster = xgboost.train(parameters, xgboost.DMatrix(rows.x[:, columns], label=rows.y), chosen)
 
