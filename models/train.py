@@ -59,12 +59,15 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model that passed every gate. `baseline_onnx` is the recency baseline's graph; it is kept, never served. `board`: leaderboard."""
+    """A model that passed every gate. `baseline_onnx` is the recency baseline's graph; it is kept, never served. `board`: leaderboard.
+    `test_score`: probabilities of the mature snapshots after the split, in the order of the rows.
+    """
 
     manifest: Manifest
     envelope: bytes
     baseline_onnx: bytes
     board: list[dict[str, Any]]
+    test_score: npt.NDArray[np.float64]
 
     @property
     def digest(self) -> str:
@@ -157,7 +160,8 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
         gates=passed.as_dict(),
         runtime=_runtime(),
     )
-    return Trained(manifest, pack(manifest, onnx, tables), recency.onnx, board)
+    test_score = platt.probabilities(fitted.margin(test.x)) if len(test) else np.empty(0)
+    return Trained(manifest, pack(manifest, onnx, tables), recency.onnx, board, test_score)
 
 
 def _training(
