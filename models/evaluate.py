@@ -76,6 +76,27 @@ def average_precision(label: npt.NDArray[np.integer], score: npt.NDArray[np.floa
     return float(np.sum(precision * hits) / hits.sum())
 
 
+def calibration_error(label: npt.NDArray[np.integer], score: npt.NDArray[np.floating], bins: int = 20) -> float:
+    """Expected calibration error: mean distance of score and churned share over bins of equally many rows; NaN without rows."""
+    order = np.argsort(score, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    apart = [len(part) * abs(float(score[part].mean()) - float(label[part].mean())) for part in parts]
+    return sum(apart) / len(order) if len(order) else float("nan")
+
+
+def threshold_for(label: npt.NDArray[np.integer], score: npt.NDArray[np.floating], precision: float) -> float:
+    """The lowest score from which on the rows (n,) reach a precision; where none does, that of the best precision over 20 rows or more."""
+    order = np.argsort(-score, kind="stable")
+    found = np.cumsum(label[order]) / np.arange(1, len(order) + 1)
+    # Rows with equal scores enter together; the first few rows say little.
+    last = np.append(np.diff(score[order]) != 0, True) & (np.arange(1, len(order) + 1) >= 20)
+    if not last.any():
+        return 0.5
+    good = np.flatnonzero(last & (found >= precision))
+    chosen = good[-1] if len(good) else np.flatnonzero(last)[np.argmax(found[last])]
+    return float(score[order][chosen])
+
+
 def auc_interval(
     label: npt.NDArray[np.integer], score: npt.NDArray[np.floating], customer: IntArray, rng: np.random.Generator, draws: int = DRAWS
 ) -> tuple[float, float]:

@@ -46,7 +46,8 @@ def forest_of(booster: xgboost.Booster, columns: npt.NDArray[np.intp], platt: Pl
         no=np.where(leaf, -1, first + np.array(attributes["nodes_falsenodeids"])).astype(np.int32),
         missing_yes=np.array(attributes["nodes_missing_value_tracks_true"], np.bool_),
         weight=weight,
-        base=float(np.float32(a * float(attributes["base_values"][0]) + b)),
+        # Left out by onnxmltools where it is 0.
+        base=float(np.float32(a * float(attributes.get("base_values", [0.0])[0]) + b)),
     )
 
 

@@ -12,6 +12,10 @@ from proto.errors import ArtifactRejected
 
 PARITY: Final = 1e-5
 AUC_ALARM: Final = 0.95
+CONTACT_PRECISION: Final = 0.80
+HIGH_PRECISION: Final = 0.85
+MARGIN: Final = 0.03
+"""Added to a precision when a threshold is chosen for it on one slice, to hold on the next."""
 BATCH_ROWS: Final = 1_000
 
 

@@ -55,10 +55,13 @@ class Split:
         """Test snapshots from the split on; empty while no label after it is complete."""
         return list(range(self.at, self.test_last + 1, self.step_ms))
 
-    def folds(self, at: IntArray, held_out_ms: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def folds(self, at: IntArray, held_out_ms: int, back: int = 0) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Training rows again parted by time, with the same gap: (early rows to fit, late rows to choose and calibrate on).
 
-        held_out_ms: how long before the last training instant the late part begins. Rows in the gap are in neither part.
+        held_out_ms: how long the late part is; back: how many such parts lie after it and are left out. Rows in the gap are in neither.
         """
-        late_from = self.train_last - held_out_ms
-        return at <= late_from - self.label.horizon_ms, (at >= late_from) & (at <= self.train_last)
+        late_to = self.train_last - back * held_out_ms
+        late_from = late_to - held_out_ms
+        # The parts of a chain share no instant: only the last one has its end.
+        until = at <= late_to if back == 0 else at < late_to
+        return at <= late_from - self.label.horizon_ms, (at >= late_from) & until

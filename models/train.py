@@ -1,8 +1,8 @@
 """Labelled rows to a publishable model: choose and calibrate on a later slice, fit on all training rows, export, pass the gates."""
 
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version as installed
 from typing import Any, Final
@@ -11,21 +11,23 @@ import numpy as np
 import numpy.typing as npt
 import xgboost
 
-from features.catalog import CATALOG, LAYOUT_HASH, N_FEATURES, NAMES, M, Op
+from features.catalog import CATALOG, LAYOUT_HASH, N_FEATURES, NAMES, Op
 from features.window import DAY_MS
-from models import baseline, calibrate, evaluate, export, gates, graph
+from models import baseline, calibrate, evaluate, export, gates, graph, trees
 from models.artifact import Calibration, Manifest, Tables, Thresholds, pack
 from models.calibrate import Platt
+from models.compete import Contender, compete, slices
 from models.dataset import SNAPSHOT, Rows
+from models.learners import LEARNERS, QUICK, Columns, Fitted, Learner
 from models.session import Session
 from models.split import Split
 from proto.errors import BadInput
 
-BoolArray = npt.NDArray[np.bool_]
-Columns = npt.NDArray[np.intp]
-
 GOLDEN_ROWS: Final = 64
 HELD_OUT_MS: Final = 30 * DAY_MS
+TENURE: Final = NAMES.index("tenure_days")
+NEW_DAYS: Final = 90
+"""A customer is new for so long after the first event."""
 BASELINE_DRAWS: Final = 200
 """Of the bootstrap behind the baseline's interval: nothing is decided by it."""
 
@@ -34,43 +36,38 @@ CALENDAR: Final = {Op.TENURE_DAYS, Op.SIGNUP_DAYS}
 CLOCK: Final = {Op.HOUR_SIN, Op.HOUR_COS, Op.WEEKDAY_SIN, Op.WEEKDAY_COS}
 """Tell snapshots (always at midnight) from events, so they would answer another question than the one asked."""
 
-_RISK_UP: Final = {"purchase_age_days", "purchase_age_per_gap"}
-_RISK_DOWN: Final = {"purchase_days_90d", "purchase_days_life", "purchase_rate_life", "active_days_30d", "active_days_90d"}
-_MORE_IS_SAFER: Final = {M["purchases"], M["spend"]}
-
-_FIXED: Final[Mapping[str, Any]] = {
-    "objective": "binary:logistic",
-    "tree_method": "hist",
-    "nthread": 1,  # the same bits on every machine; two threads are slower on rows this few
-    "seed": 0,
-    "eta": 0.06,
-    "min_child_weight": 50,
-    "subsample": 0.7,
-    "colsample_bynode": 0.5,
-}
-CANDIDATES: Final[tuple[Mapping[str, int], ...]] = ({"max_depth": 3, "rounds": 150}, {"max_depth": 4, "rounds": 120})
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the caller decides. thresholds: where "medium" and "high" begin; allow_high_auc: publish in spite of the leakage alarm."""
+    """What the caller decides.
+
+    medium, high: where the bands begin; None = chosen on the late rows for the precisions of gates.REQUIRED. allow_high_auc: publish in
+    spite of the leakage alarm. folds: slices of time the learners are compared on. board: fit and test all of them on all training rows.
+    """
 
     name: str = "churn"
-    medium: float = 0.3
-    high: float = 0.6
+    medium: float | None = 0.3
+    high: float | None = 0.6
     held_out_ms: int = HELD_OUT_MS
     parent: str = ""
     allow_high_auc: bool = False
-    candidates: tuple[Mapping[str, int], ...] = field(default=CANDIDATES)
+    learners: tuple[Learner, ...] = tuple(LEARNERS[name] for name in QUICK)
+    folds: int = 1
+    ensembles: bool = False
+    board: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model that passed every gate. `baseline_onnx` is the recency baseline's graph; it is kept, never served."""
+    """A model that passed every gate. `baseline_onnx` is the recency baseline's graph; it is kept, never served. `board`: leaderboard.
+    `test_score`: probabilities of the mature snapshots after the split, in the order of the rows.
+    """
 
     manifest: Manifest
     envelope: bytes
     baseline_onnx: bytes
+    board: list[dict[str, Any]]
+    test_score: npt.NDArray[np.float64]
 
     @property
     def digest(self) -> str:
@@ -98,77 +95,52 @@ def columns_of(x: npt.NDArray[np.float32]) -> tuple[Columns, dict[str, list[str]
     return np.array(kept, np.intp), dropped
 
 
-def direction(column: int) -> int:
-    """What common sense allows: +1 the risk may only rise with the feature, -1 only fall, 0 either."""
-    feature = CATALOG[column]
-    if feature.name in _RISK_UP:
-        return 1
-    return -1 if feature.name in _RISK_DOWN or (feature.op is Op.TOTAL and feature.a in _MORE_IS_SAFER) else 0
-
-
-def fit(rows: Rows, columns: Columns, candidate: Mapping[str, int]) -> xgboost.Booster:
-    """Gradient-boosted trees on the rows; every argument is in `candidate` or fixed, so equal rows give equal trees."""
-    constraints = "(" + ",".join(str(direction(int(column))) for column in columns) + ")"
-    parameters = {**_FIXED, "max_depth": candidate["max_depth"], "monotone_constraints": constraints}
-    return xgboost.train(parameters, xgboost.DMatrix(rows.x[:, columns], label=rows.y), candidate["rounds"])
-
-
-def margins(booster: xgboost.Booster, columns: Columns, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Raw outputs (n,) of vectors (n, N_FEATURES), in log-odds before calibration."""
-    return np.asarray(booster.predict(xgboost.DMatrix(x[:, columns]), output_margin=True), np.float64)
-
-
 def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
     """The whole way from rows (models.dataset.build over the split's cut-offs) to a model ready to publish.
 
-    1. The training rows are parted by time with a gap: candidates are fitted on the early part and compared on the late snapshots.
+    1. The training rows are parted by time with a gap: learners are fitted on the early part and compared on the late snapshots, if asked
+       for over several such parts, each later than the last.
     2. Platt scaling is fitted on the late rows, for the early model: as far ahead of its training as the final model will serve.
-    3. The best candidate is fitted on all training rows and takes the same two numbers. Test rows are looked at last, once.
+    3. The best learner that can be served is fitted on all training rows and takes the same two numbers. Test rows are looked at last.
 
     Raises BadInput when there are too few rows, ArtifactRejected when a gate refuses the result.
     """
     options = options or Options()
     mature = rows.y >= 0
-    training = mature & (rows.at >= split.first) & (rows.at <= split.train_last)
-    early_at, late_at = split.folds(rows.at, options.held_out_ms)
-    early, late = rows.where(training & early_at), rows.where(training & late_at)
-    late_snapshots = late.where(late.kind == SNAPSHOT)
-    for name, part in (("early", early), ("late", late_snapshots)):
-        if len(np.unique(part.y)) < 2:
-            raise BadInput(
-                f"training: {len(part)} labelled rows in the {name} part, both churned and stayed customers are needed; "
-                "move the split on, or shorten the label"
-            )
-    everything = rows.where(training)
+    everything = rows.where(mature & (rows.at >= split.first) & (rows.at <= split.train_last))
+    test = rows.where(mature & (rows.at >= split.at) & (rows.kind == SNAPSHOT))
+    chain = slices(everything, split, options.held_out_ms, options.folds)
+    early, late = chain[-1].early, chain[-1].late
+    snapshot = late.kind == SNAPSHOT
     columns, dropped = columns_of(everything.x)
 
-    tried = []
-    for candidate in options.candidates:
-        booster = fit(early, columns, candidate)
-        tried.append((evaluate.auc(late_snapshots.y, margins(booster, columns, late_snapshots.x)), candidate, booster))
-    best, candidate, first = max(tried, key=lambda entry: entry[0])
-    gates.check_auc(best, "validation", allow=options.allow_high_auc)
-    platt = calibrate.fit(margins(first, columns, late.x), late.y)
+    contenders = compete(chain, everything, columns, options.learners, ensembles=options.ensembles)
+    best = max((one for one in contenders if one.servable), key=lambda one: one.auc)
+    gates.check_auc(best.auc, "validation", allow=options.allow_high_auc)
+    platt = calibrate.fit(best.late, late.y)
+    late_score = platt.probabilities(best.late)[snapshot]
+    thresholds = _thresholds(late.y[snapshot], late_score, options)
     recency = baseline.fit(early.x, early.y)
-    metrics: dict[str, Any] = {"validation": _measure(platt.probabilities(margins(first, columns, late_snapshots.x)), late_snapshots)}
-    baseline_metrics: dict[str, Any] = {"validation": _measure(recency.score(late_snapshots.x), late_snapshots, BASELINE_DRAWS)}
+    metrics: dict[str, Any] = {"validation": _measure(late_score, late.where(snapshot))}
+    baseline_metrics: dict[str, Any] = {"validation": _measure(recency.score(late.x[snapshot]), late.where(snapshot), BASELINE_DRAWS)}
 
-    booster = fit(everything, columns, candidate)
+    fitted = best.whole()
+    assert fitted.grown is not None
     recency = baseline.fit(everything.x, everything.y)
-    test = rows.where(mature & (rows.at >= split.at) & (rows.kind == SNAPSHOT))
     if len(np.unique(test.y)) == 2:
-        metrics["test"] = _measure(platt.probabilities(margins(booster, columns, test.x)), test)
+        metrics["test"] = _measure(platt.probabilities(fitted.margin(test.x)), test)
         baseline_metrics["test"] = _measure(recency.score(test.x), test, BASELINE_DRAWS)
         gates.check_auc(metrics["test"]["auc"], "test", allow=options.allow_high_auc)
 
     held_out = np.concatenate([late.x, test.x])
-    forest = export.forest_of(booster, columns, platt)
-    onnx = graph.write(forest, N_FEATURES)
+    grown = trees.scaled(fitted.grown, platt)
+    onnx = graph.write(grown.forest, N_FEATURES)
     graph.read(onnx, N_FEATURES)
     session = Session(onnx)
-    passed = gates.check_scores(session, held_out, platt.probabilities(margins(booster, columns, held_out)), (options.medium, options.high))
+    passed = gates.check_scores(session, held_out, platt.probabilities(fitted.margin(held_out)), (thresholds.medium, thresholds.high))
     golden = _golden(held_out)
-    tables = Tables(export.shares(forest, export.covers(booster)), golden, session.probabilities(golden))
+    tables = Tables(export.shares(grown.forest, grown.cover), golden, session.probabilities(golden))
+    board = leaderboard(contenders, late, test, measured=options.board)
     onnx_sha256 = sha256(onnx).hexdigest()
     manifest = Manifest(
         name=options.name,
@@ -179,16 +151,71 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
         onnx_sha256=onnx_sha256,
         tables_sha256=sha256(tables.encode()).hexdigest(),
         calibration=Calibration(slope=platt.a, offset=platt.b),
-        thresholds=Thresholds(medium=options.medium, high=options.high, version=f"{options.medium:g}-{options.high:g}"),
-        label={"name": split.label.name, "days": split.label.days, "active_days": split.label.active_days},
+        thresholds=thresholds,
+        label=split.label.as_dict(),
         data=_data(rows, split, {"early": early, "late": late, "training": everything, "test": test}),
-        training=_training(candidate, dropped, tried, platt),
+        training=_training(best, fitted, contenders, dropped, platt),
         metrics=metrics,
         baseline={**recency.as_dict(), "metrics": baseline_metrics},
         gates=passed.as_dict(),
         runtime=_runtime(),
     )
-    return Trained(manifest, pack(manifest, onnx, tables), recency.onnx)
+    test_score = platt.probabilities(fitted.margin(test.x)) if len(test) else np.empty(0)
+    return Trained(manifest, pack(manifest, onnx, tables), recency.onnx, board, test_score)
+
+
+def _training(
+    best: Contender, fitted: Fitted, contenders: Sequence[Contender], dropped: dict[str, list[str]], platt: Platt
+) -> dict[str, Any]:
+    return {
+        "chosen": {"learner": best.name, **fitted.settings},
+        "tried": [{"learner": one.name, "validation_auc": [round(auc, 4) for auc in one.aucs]} for one in contenders],
+        "dropped": dropped,
+        "calibrated_on": "late rows, by the model of the early rows",
+        "platt": [platt.a, platt.b],
+    }
+
+
+def leaderboard(contenders: Sequence[Contender], late: Rows, test: Rows, *, measured: bool) -> list[dict[str, Any]]:
+    """The contenders, best first; with `measured` each fitted on all training rows and tested, new and existing customers apart.
+
+    Each is calibrated as the champion is. `parity`: the largest distance between the library that fitted it and its trees in ONNX.
+    """
+    board = []
+    for one in sorted(contenders, key=lambda one: -one.auc):
+        entry: dict[str, Any] = {
+            "learner": one.name,
+            "family": one.family,
+            "servable": one.servable,
+            "validation_auc": [round(auc, 4) for auc in one.aucs],
+            "validation_mean": round(one.auc, 4),
+            "cpu_seconds": round(one.seconds, 1),
+        }
+        if measured and len(np.unique(test.y)) == 2:
+            platt = calibrate.fit(one.late, late.y)
+            fitted = one.whole()
+            score = platt.probabilities(fitted.margin(test.x))
+            entry["test"] = _measure(score, test, BASELINE_DRAWS)
+            new = test.x[:, TENURE] < NEW_DAYS
+            entry["auc_new"], entry["auc_existing"] = (_rounded_auc(test.y[part], score[part]) for part in (new, ~new))
+            if fitted.grown is not None:
+                onnx = graph.write(trees.scaled(fitted.grown, platt).forest, N_FEATURES)
+                entry["parity"] = float(np.max(np.abs(Session(onnx).probabilities(test.x) - score)))
+        board.append(entry)
+    return board
+
+
+def _rounded_auc(y: npt.NDArray[np.integer], score: npt.NDArray[np.float64]) -> float | None:
+    return round(evaluate.auc(y, score), 4) if len(np.unique(y)) == 2 else None
+
+
+def _thresholds(y: npt.NDArray[np.integer], score: npt.NDArray[np.float64], options: Options) -> Thresholds:
+    if options.medium is not None and options.high is not None:
+        return Thresholds(medium=options.medium, high=options.high, version=f"{options.medium:g}-{options.high:g}")
+    medium = evaluate.threshold_for(y, score, gates.CONTACT_PRECISION + gates.MARGIN)
+    high = max(evaluate.threshold_for(y, score, gates.HIGH_PRECISION + gates.MARGIN), medium + 0.01)
+    medium, high = round(min(medium, 0.97), 4), round(min(high, 0.98), 4)
+    return Thresholds(medium=medium, high=high, version=f"chosen-{medium:g}-{high:g}")
 
 
 def _measure(score: npt.NDArray[np.float64], rows: Rows, draws: int = evaluate.DRAWS) -> dict[str, Any]:
@@ -211,19 +238,6 @@ def _data(rows: Rows, split: Split, parts: Mapping[str, Rows]) -> dict[str, Any]
         "rows": {name: len(part) for name, part in parts.items()},
         "base_rate": {name: round(float(part.y.mean()), 4) if len(part) else None for name, part in parts.items()},
         "training_sha256": parts["training"].digest(),
-    }
-
-
-def _training(
-    candidate: Mapping[str, int], dropped: dict[str, list[str]], tried: list[tuple[float, Mapping[str, int], xgboost.Booster]], platt: Platt
-) -> dict[str, Any]:
-    return {
-        "chosen": dict(candidate),
-        "fixed": dict(_FIXED),
-        "tried": [{**entry, "validation_auc": round(auc, 4)} for auc, entry, _ in tried],
-        "dropped": dropped,
-        "calibrated_on": "late rows, by the model of the early rows",
-        "platt": [platt.a, platt.b],
     }
 
 

@@ -32,6 +32,7 @@ GROUPS: dict[str, Group] = {
     "features": Group("streams.commands.features", "List the features, check them against the oracle, write their page."),
     "worker": Group("streams.commands.worker", "Score events as they come."),
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
+    "simulate": Group("streams.commands.simulate", "A population with known causes, as files or on the topics."),
     "models": Group("streams.commands.models", "Train models, publish them, see how good they are."),
     "dlq": Group("streams.commands.dlq", "Look at the records that could not be used, send them back."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),

@@ -11,9 +11,29 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from features.facts import OFFSET, TIME, TOPICS
+from features.facts import (
+    ID,
+    KIND,
+    KINDS,
+    LEVEL,
+    MAX_AMOUNT_MINOR,
+    NONE,
+    OFFSET,
+    PRIORITIES,
+    TIME,
+    TOPICS,
+    VALUE,
+    WIDTH,
+    YEAR_2000_MS,
+    A,
+    B,
+    C,
+    D,
+)
+from features.texts import digests, key_of
 from proto.errors import BadInput, Reason
-from streams.codec import Decoder, RawMessage, Records
+from proto.events import AMOUNT_REQUIRED, FIRST_SIGNUP, MAX_WAIT_SECONDS, days
+from streams.codec import Decoder, RawMessage, Records, exponent_of
 from streams.merge import merge_keys, order
 from streams.settings import Settings
 from streams.topics import client_config
@@ -22,6 +42,9 @@ if TYPE_CHECKING:
     from streams.feed import Record
 
 IntArray = npt.NDArray[np.int64]
+
+_FAR_MS = 2**44
+_FIRST_SIGNUP_DAY = days(FIRST_SIGNUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +121,101 @@ def from_topics(settings: Settings) -> list[Facts]:
     for topic, partition, messages in _batches(client_config(settings), names, settings.dependency_timeout_s):
         decoded.setdefault(partition, []).append(codec.decode(topic, partition, messages))
     return [merged(decoded[partition]) for partition in sorted(decoded)]
+
+
+def from_simulation(directory: Path, block: int, settings: Settings) -> Facts:
+    """Facts of one block of a simulation (streams.simulate), as the codec would make them of the same events sent as JSON.
+
+    Columns are turned into facts as a whole; a row that is not beyond doubt is read by the codec. Raises BadInput.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    from streams.simulate import part, record_of
+
+    if exponent_of(settings.currency) != 2:
+        raise BadInput(f"a simulation has amounts of two decimals, {settings.currency} has others; set another currency")
+    codec = decoder(settings)
+    found = []
+    for topic, name in enumerate(TOPICS):
+        table = ParquetFile(directory / name / part(block)).read()
+        facts, sound = _columns(topic, table, settings)
+        customers = _texts(table["customer_id"])
+        reason = np.zeros(len(facts), np.uint8)
+        doubtful = np.flatnonzero(~sound)
+        if len(doubtful):
+            rows = table.take(doubtful).to_pylist()
+            read = codec.decode(topic, 0, [FileMessage(record_of(name, row)[1], int(i)) for i, row in zip(doubtful, rows, strict=True)])
+            facts[doubtful], reason[doubtful] = read.facts, read.reason
+        nothing: IntArray = facts[:, OFFSET]
+        found.append(Records(topic, 0, nothing, nothing, nothing, facts, customers, [], reason, {}, {}))
+    return merged(found)
+
+
+def _columns(topic: int, table: Any, settings: Settings) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    """Facts (n, WIDTH) of a table of one topic, and which of them are beyond doubt."""
+    secret = settings.digest_key.get_secret_value().encode()
+    text_key, n = key_of(secret, "text"), table.num_rows
+    facts = np.zeros((n, WIDTH), np.int64)
+    facts[:, TIME] = _numbers(table, "event_time")
+    facts[:, OFFSET] = np.arange(n)
+    facts[:, ID] = digests(_texts(table["event_id"]), key_of(secret, f"id {TOPICS[topic]}"))
+    kinds = table["kind"].combine_chunks()
+    codes = np.array([KINDS.get(kind, -1) for kind in kinds.dictionary.to_pylist()], np.int64)
+    facts[:, KIND] = np.append(codes, -1)[np.asarray(kinds.indices.fill_null(len(codes)))]
+    sound = (facts[:, KIND] >> 3 == topic) & (facts[:, TIME] >= YEAR_2000_MS) & (facts[:, TIME] < _FAR_MS)
+    value, texts = (
+        ("amount_minor", ("product", "method", "channel")),
+        ("duration_ms", ("device", "session_id", "feature", "country")),
+        ("wait_seconds", ("ticket_id", "category", "channel")),
+        ("signup_date", ("plan", "segment", "region", "age_band")),
+    )[topic]
+    facts[:, VALUE] = _numbers(table, value)
+    if topic == 0:
+        needed = np.isin(facts[:, KIND], [KINDS[kind] for kind in AMOUNT_REQUIRED])
+        sound &= np.where(facts[:, VALUE] == NONE, ~needed, (facts[:, VALUE] >= 0) & (facts[:, VALUE] <= MAX_AMOUNT_MINOR))
+    elif topic == 2:
+        csat, nps = _numbers(table, "csat"), _numbers(table, "nps")
+        priorities = table["priority"].combine_chunks()
+        ranks = np.array([PRIORITIES.get(text, 0) for text in priorities.dictionary.to_pylist()], np.int64)
+        facts[:, LEVEL] = np.append(ranks, 0)[np.asarray(priorities.indices.fill_null(len(ranks)))] << 16
+        facts[:, LEVEL] |= np.where(csat == NONE, 0, csat << 8) | np.where(nps == NONE, 0, nps + 1)
+        sound &= ((csat == NONE) | ((csat >= 1) & (csat <= 5))) & ((nps == NONE) | ((nps >= 0) & (nps <= 10)))
+    elif topic == 3:
+        ends = _numbers(table, "contract_end")
+        consent = np.asarray(table["consent"].cast("int64").fill_null(-1))
+        facts[:, LEVEL] = np.where(ends == NONE, 0, ends) << 2 | consent + 1
+        sound &= ((ends == NONE) | (ends > 0)) & ((facts[:, VALUE] == NONE) | (facts[:, VALUE] >= _FIRST_SIGNUP_DAY))
+    if topic in (1, 2):
+        sound &= (facts[:, VALUE] == NONE) | ((facts[:, VALUE] >= 0) & (facts[:, VALUE] <= MAX_WAIT_SECONDS))
+    for column, name in zip((A, B, C, D), texts, strict=False):
+        facts[:, column] = _digests(table[name], text_key)
+    return facts, sound
+
+
+def _numbers(table: Any, name: str) -> IntArray:
+    column = table[name]
+    if column.type == "date32[day]":
+        column = column.cast("int32").cast("int64")
+    return np.asarray(column.fill_null(NONE), np.int64)
+
+
+def _texts(column: Any) -> list[str]:
+    """Texts of a column, the dictionary's own objects where it has one."""
+    whole = column.combine_chunks()
+    if not hasattr(whole, "dictionary"):
+        texts: list[str] = whole.fill_null("").to_pylist()
+        return texts
+    names = [*whole.dictionary.to_pylist(), ""]
+    return [names[i] for i in whole.indices.fill_null(len(names) - 1).to_pylist()]
+
+
+def _digests(column: Any, key: tuple[np.uint64, np.uint64]) -> IntArray:
+    whole = column.combine_chunks()
+    if not hasattr(whole, "dictionary"):
+        return digests(whole.fill_null("").to_pylist(), key)
+    known = digests([*whole.dictionary.to_pylist(), ""], key)
+    chosen: IntArray = known[np.asarray(whole.indices.fill_null(len(known) - 1))]
+    return chosen
 
 
 def merged(records: Sequence[Records]) -> Facts:

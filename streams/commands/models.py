@@ -69,7 +69,14 @@ def _bounds(parts: list[Facts]) -> tuple[int, int]:
     "Example: churnstream models train --events data/online_retail_ii/invoices.csv.gz --mapping online_retail_ii --split 2010-12-01"
 )
 def train(
-    split: SplitDay,
+    split: Annotated[str | None, typer.Option(metavar="DAY", help="Where training ends and testing begins, YYYY-MM-DD (UTC).")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="simulated", help="Simulate a population and train on it (docs/simulation.md).")
+    ] = None,
+    customers: Annotated[int, typer.Option(min=100, help="With --data simulated: how many customers.")] = 100_000,
+    months: Annotated[int, typer.Option(min=6, max=60, help="With --data simulated: how long.")] = 12,
+    seed: Annotated[int, typer.Option(min=0, help="With --data simulated.")] = 0,
+    label_file: Annotated[str, typer.Option("--label", help="With --data simulated: a label by name, or a TOML file.")] = "silent-30d",
     from_topics: FromTopics = False,
     events: Events = None,
     mapping: MappingName = "jsonl",
@@ -93,7 +100,14 @@ def train(
     # What is wrong with the command is said before seconds go into imports.
     if not 0 < medium < high < 1:
         raise BadUsage(f"--medium {medium:g} --high {high:g}: needs 0 < medium < high < 1")
+    if data is not None:
+        if data != "simulated":
+            raise BadUsage(f"--data {data}: only `simulated` is known; for other data say --from-topics or --events FILE")
+        _train_simulated(customers, months, seed, label_file, publish, json_output)
+        return
     _one_source(from_topics, events)
+    if split is None:
+        raise BadUsage("say where training ends: --split YYYY-MM-DD")
     split_ms = _day(split)
 
     from features.window import DAY_MS
@@ -136,6 +150,68 @@ def train(
             "seconds": round(time.monotonic() - begin, 2),
         }
     )
+
+
+def _train_simulated(customers: int, months: int, seed: int, label: str, publish: bool, json_output: bool) -> None:
+    import time
+
+    from models import registry
+    from models.population import Scenario
+    from proto.errors import ArtifactRejected
+    from streams import simulated_training
+    from streams.console import Console
+    from streams.settings import load
+
+    begin = time.perf_counter()
+    settings = load()
+    console = Console(json_output=json_output)
+    done = simulated_training.run(settings, Scenario(customers, months, seed), label, say=console.say)
+    manifest = done.trained.manifest
+    path = registry.save(settings.data_dir / "models", manifest, done.trained.envelope, done.trained.baseline_onnx)
+    columns = ("learner", "served", "validation AUC", "test AUC", "new", "existing", "Brier", "parity")
+    console.table(columns, [_board_line(entry) for entry in done.trained.board], title="leaderboard")
+    words = [
+        (
+            row.gate,
+            row.required,
+            round(row.reached, 4),
+            row.attainable and round(row.attainable, 4),
+            _verdict(row.met, row.unattainable, row.passed),
+        )
+        for row in done.gates
+    ]
+    console.table(("gate", "required", "reached", "attainable", "verdict"), words, title=f"gates on {manifest.label['name']}")
+    result = {**_summary(manifest), "file": str(path), **simulated_training.report(done), "base_rate": _test_of(manifest)["base_rate"]}
+    failed = [row for row in done.gates if not row.passed]
+    result["published"] = publish and not failed
+    result["changed"] = bool(result["published"]) and _publish(settings, manifest, done.trained.envelope)
+    result["seconds"] = round(time.perf_counter() - begin, 1)
+    _say(console.say, manifest)
+    console.say(f"{'published as champion, and kept' if result['published'] else 'kept'} as {path}, {result['seconds']} s in all")
+    console.result(result)
+    if failed:
+        first = failed[0]
+        raise ArtifactRejected(
+            f"gate {first.gate}: {first.reached:.4f} reached, {first.required:g} required, {first.attainable} attainable"
+        )
+
+
+def _verdict(met: bool, unattainable: bool, passed: bool) -> str:
+    if met:
+        return "met"
+    return ("not attainable; near the oracle" if passed else "not attainable; too far from the oracle") if unattainable else "failed"
+
+
+def _board_line(entry: dict[str, Any]) -> tuple[object, ...]:
+    test = entry.get("test") or {}
+    parity = entry.get("parity")
+    shown = None if parity is None else f"{parity:.1e}"
+    names = ("learner", "servable", "validation_mean")
+    return (*(entry[name] for name in names), test.get("auc"), entry.get("auc_new"), entry.get("auc_existing"), test.get("brier"), shown)
+
+
+def _test_of(manifest: Manifest) -> Any:
+    return manifest.metrics.get("test") or manifest.metrics["validation"]
 
 
 @app.command(epilog="Example: churnstream models publish 3fb0c1d2")
@@ -312,17 +388,17 @@ def _live(settings: Settings, parts: list[Facts], label: Any, from_ms: int, know
     """Probabilities of the live scores since `from_ms` whose label is mature, customers active then, and their labels."""
     import numpy as np
 
-    from models.labels import Purchases
+    from models.labels import Outcomes
     from streams.training import emitted_scores
 
     emitted = emitted_scores(settings, from_ms)
     number: dict[str, int] = {}
     who = np.fromiter((number.setdefault(name, len(number)) for part in parts for name in part.customers), np.int64)
-    purchases = Purchases(who, np.concatenate([part.facts for part in parts]))
+    outcomes = Outcomes(who, np.concatenate([part.facts for part in parts]), label)
     # -1: a score of a customer whose facts came after we read the topics, or of another source.
     customer = np.fromiter((number.get(name, -1) for name in emitted.customers), np.int64, len(emitted.customers))
-    keep = (customer >= 0) & label.mature(emitted.at, known_to_ms) & purchases.active(customer, emitted.at, label)
-    y = purchases.churned(customer[keep], emitted.at[keep], label).astype(np.int8)
+    keep = (customer >= 0) & label.mature(emitted.at, known_to_ms) & outcomes.active(customer, emitted.at)
+    y = outcomes.churned(customer[keep], emitted.at[keep]).astype(np.int8)
     return emitted.probability[keep], y
 
 

@@ -15,6 +15,7 @@ from models.calibrate import sigmoid
 from models.dataset import SNAPSHOT, Rows, build
 from models.evaluate import auc
 from models.labels import Label
+from models.learners import boosted, direction
 from models.session import Session
 from models.split import Split
 from models.train import Options
@@ -24,7 +25,7 @@ from tests.models.shop import START, rhythms
 
 LABEL = Label(days=30, active_days=90)
 SPLIT = Split(START + 300 * DAY_MS, START + 90 * DAY_MS, START + 420 * DAY_MS, LABEL)
-OPTIONS = Options(candidates=({"max_depth": 2, "rounds": 20},))
+OPTIONS = Options(learners=(boosted("small", depth=2, rounds=20),))
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +115,8 @@ def test_a_longer_silence_never_lowers_the_risk(rows: Rows) -> None:
 
 
 def test_directions_belong_to_features_of_the_catalog() -> None:
-    up = {feature.name for column, feature in enumerate(CATALOG) if train.direction(column) == 1}
-    down = {feature.name for column, feature in enumerate(CATALOG) if train.direction(column) == -1}
+    up = {feature.name for column, feature in enumerate(CATALOG) if direction(column) == 1}
+    down = {feature.name for column, feature in enumerate(CATALOG) if direction(column) == -1}
     assert up == {"purchase_age_days", "purchase_age_per_gap"}
     assert {"purchase_count_30d", "spend_minor_sum_life", "purchase_days_life"} < down
     assert all(CATALOG[NAMES.index(name)].op is not Op.CHANGE for name in down)
