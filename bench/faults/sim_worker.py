@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import streams.ingest
 import streams.rebuild
+import streams.recorded
 import streams.sink
 import streams.snapshot
 from bench.faults.sim_broker import Broker, Consumer, LogReader, Producer
@@ -118,7 +119,7 @@ def clients_of_the_simulation(world: World) -> Iterator[None]:
         (streams.snapshot, "threading", Threads(world.schedule)),
         (streams.snapshot, "time", _Clock(world.schedule)),
         # Sizes a small world never reaches, so that it meets their edges too.
-        *((streams.rebuild, name, value) for name, value in world.pieces.items()),
+        *((streams.rebuild if name == "MARGIN" else streams.recorded, name, value) for name, value in world.pieces.items()),
     ]
     former = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:
@@ -140,7 +141,7 @@ class World:
     batch: int
     max_facts: int
     pieces: Mapping[str, int]
-    """Constants of streams/rebuild.py by name: how much is read back and handled at once."""
+    """Constants of streams/rebuild.py and streams/recorded.py by name: how much is read back and handled at once."""
     exactly_once: bool
     snapshots: Snapshots | None
     nonces: int = 0
