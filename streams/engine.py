@@ -22,11 +22,11 @@ from features.facts import KIND, OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Standing, Store
 from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged, StoreWentBack
-from scoring.bands import floors
+from streams.evaluate import REJECTED, Rules, evaluate, set_aside
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
-from streams.scores import Model, Scored, alert_records, dead_letter_record, judged, score_records, together
+from streams.scores import Model, Scored, alert_records, score_records, together
 from streams.snapshot import Keeper
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,6 @@ CRASH_PLACES: Final = (
     "on_revoke",  # partitions are to be given up, none is released
     "on_stop",  # asked to stop, the last batch is applied
 )
-
-REJECTED: Final = 7
-"""What became of a record that was no fact, beyond the kernel's outcomes (features.history.Outcome)."""
-
 
 ATTEMPTS: Final = 2
 """So often a batch is begun as a whole; then record by record, to learn which one ends the process."""
@@ -424,20 +420,8 @@ class Engine:
 
     def _evaluate(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
         """Facts into the histories, and what follows; `rows` of the result are positions among these facts."""
-        part, histories, model = self.parts.part, work.partition.histories, work.model
-        with part("kernel"):
-            step = histories.step(customers, facts)
-        rows = step.rows
-        scored_customers = customers if len(rows) == len(customers) else [customers[i] for i in rows.tolist()]
-        with part("onnx"):
-            probability, band = judged(model, self._models.by_digest(""), step.vectors)
-            edges = floors(model.edges, self._settings.alert_hysteresis)
-            noted = histories.note_scores(scored_customers, probability, band, step.at[rows], edges)
-        with part("reasons"):
-            reasons = model.reasons(step.vectors, band, noted.former, self._settings.reasons_top)
-        at, late = step.at[rows], step.late[rows]
-        scored = Scored(rows, scored_customers, at, late, step.vectors, probability, band, noted.former_alert, noted.alert, reasons)
-        return step.outcome, scored
+        rules = Rules(self._models.by_digest(""), self._settings.reasons_top, self._settings.alert_hysteresis)
+        return evaluate(work.partition.histories, work.model, rules, customers, facts, self.parts.part)
 
     def _evaluate_singly(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
         """The same, one record after the other, each written into the intent first: the next owner learns which one ended us."""
@@ -468,15 +452,10 @@ class Engine:
             sink.dead_letters(partition, outputs.dead_letters)
 
     def _dead_letters(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> list[Record]:
-        reasons = batch.reason.copy()
-        reasons[outcome == Outcome.TOO_LATE] = Reason.TOO_LATE
-        reasons[outcome == Outcome.AMOUNT_RANGE] = Reason.AMOUNT_RANGE
-        rows = np.flatnonzero(reasons)
         letters = []
-        for i, cut in zip(rows.tolist(), batch.cuts()[rows].tolist() if len(rows) else (), strict=True):
-            reason = Reason(int(reasons[i]))
+        for reason, letter in set_aside(batch, outcome):
             self._metrics.dead_letters.labels(reason.name.lower()).inc()
-            letters.append(dead_letter_record(batch, i, reason, cut))
+            letters.append(letter)
         return letters
 
     def _count(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> dict[str, int]:

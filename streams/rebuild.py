@@ -17,7 +17,8 @@ from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerW
 from proto.errors import Fenced, InvariantBroken, StateDamaged
 from streams.codec import Decoder
 from streams.emitted import LETTER, MARGIN, SCORE, Emitted, Outputs, together
-from streams.engine import REJECTED, tally
+from streams.engine import tally
+from streams.evaluate import REJECTED
 from streams.log import Log
 from streams.merge import Batch, placed, watermark
 from streams.metrics import Metrics, Parts
