@@ -22,7 +22,8 @@ from features.facts import KIND, OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Standing, Store
 from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged, StoreWentBack
-from streams.evaluate import REJECTED, Rules, evaluate, set_aside
+from streams.evaluate import CRASHED, REJECTED, Rules, evaluate, set_aside
+from streams.feature_log import feature_records
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
@@ -78,6 +79,8 @@ class Sink(Protocol):
 
     def alerts(self, partition: int, records: list[Record]) -> None: ...
 
+    def features(self, partition: int, records: list[Record]) -> None: ...
+
     def flush(self) -> None: ...
 
 
@@ -99,11 +102,12 @@ class Transactions(Protocol):
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """max_facts: bound of facts in memory over all partitions; reasons_top: reasons of a score; alert_hysteresis: how far
-    (probability) below a threshold a band is left again."""
+    (probability) below a threshold a band is left again; feature_log: whether vectors are emitted with their scores."""
 
     max_facts: int
     reasons_top: int
     alert_hysteresis: float = 0.02
+    feature_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +413,8 @@ class Engine:
             records = score_records(batch, model, work.intent.scored_at_ms, scored)
             alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.intent.scored_at_ms, scored)
             work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))
+            if self._settings.feature_log:
+                work.outputs.features.extend(feature_records(batch, scored))
         work.customers = list(dict.fromkeys(customers))
         # A record given up has moved time in the merge, and moves it wherever it is merged again.
         decoded = np.where(batch.reason == Reason.CRASH, Reason.ACCEPTED, batch.reason)
@@ -444,7 +450,9 @@ class Engine:
         partition, outputs = work.batch.partition, work.outputs
         with self.parts.part("produce"):
             half = len(outputs.scores) // 2
-            # Alerts first: the tail of the scores says what was emitted, so what belongs to a score should not come after it.
+            # Scores last: their tail says what was emitted, so what belongs to a score should not come after it.
+            if outputs.features:
+                sink.features(partition, outputs.features)
             sink.alerts(partition, outputs.alerts)
             sink.scores(partition, outputs.scores[:half])
             self._reached("half_produced")
@@ -586,7 +594,7 @@ def _without(batch: Batch, given_up: Sequence[tuple[int, int]]) -> Batch:
     for topic, offset in given_up:
         for row in np.flatnonzero((batch.topic == topic) & (batch.offset == offset)).tolist():
             batch.reason[row] = Reason.CRASH
-            detail[row] = "a worker ended each time it handled this record"
+            detail[row] = CRASHED
     return replace(batch, detail=detail)
 
 

@@ -24,6 +24,8 @@ Part = Callable[[str], AbstractContextManager[Any]]
 
 REJECTED: Final = 7
 """What became of a record that was no fact, beyond the kernel's outcomes (features.history.Outcome)."""
+CRASHED: Final = "a worker ended each time it handled this record"
+"""What the dead letter of a record that was given up says."""
 
 
 @dataclass(frozen=True, slots=True)
