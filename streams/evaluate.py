@@ -69,7 +69,7 @@ def score(
         probability, band = judged(model, rules.fallback, vectors)
         noted = histories.note_scores(customers, probability, band, at, floors(model.edges, rules.hysteresis))
     with part("reasons"):
-        reasons = model.reasons(vectors, band, noted.former, rules.reasons_top)
+        reasons = model.reasons(vectors, band, noted.former, rules.reasons_top) if rules.reasons_top else [b"[]"] * len(vectors)
     return Scored(rows, customers, at, late, vectors, probability, band, noted.former_alert, noted.alert, reasons)
 
 
