@@ -39,6 +39,7 @@ GROUPS: dict[str, Group] = {
     "backfill": Group("streams.commands.backfill", "Fill empty state with history from files."),
     "snapshot": Group("streams.commands.snapshot", "Keep the state in files, to rebuild from."),
     "verify": Group("streams.commands.verify", "Prove that what was emitted is what the topics say."),
+    "explain": Group("streams.commands.explain", "Why a customer was scored so, then; the score made again."),
     "replay": Group("streams.commands.replay", "What another model would have said, beside what was scored."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "drift": Group("streams.commands.drift", "Whether the scores have moved."),
