@@ -88,6 +88,16 @@ class Explainer:
             raise BadUsage(f"score {score_id} is not on {self.topics.scores}[{partition}]: its event was no new fact, or has no score{why}")
         return emitted
 
+    def record(self, partition: int, place: int, end: int) -> dict[str, Any] | None:
+        """The first score record at or behind a place."""
+        pieces = self.log.read(self.topics.scores, partition, place, end)
+        piece = next(pieces, None)
+        del pieces  # ends the read
+        if piece is None:
+            return None
+        emitted: dict[str, Any] = orjson.loads(piece[0].value() or b"{}")
+        return emitted
+
     def latest(self, customer: str, partition: int, at_ms: int) -> dict[str, Any]:
         """The last score the customer had at this instant. Raises BadUsage when there was none."""
         for facts in self._events(partition, customer):
@@ -211,24 +221,14 @@ class Explainer:
         last = end
         while first < last:
             middle = (first + last) // 2
-            emitted = self._record(partition, middle, end)
+            emitted = self.record(partition, middle, end)
             if emitted is None or emitted["cut"].get(topic, -1) >= offset:
                 last = middle
             else:
                 first = middle + 1
-        emitted = self._record(partition, first, end)
+        emitted = self.record(partition, first, end)
         if emitted is None or (emitted["source"]["topic"], emitted["source"]["offset"]) != (topic, offset):
             return None
-        return emitted
-
-    def _record(self, partition: int, place: int, end: int) -> dict[str, Any] | None:
-        """The first score record at or behind a place."""
-        pieces = self.log.read(self.topics.scores, partition, place, end)
-        piece = next(pieces, None)
-        del pieces  # ends the read
-        if piece is None:
-            return None
-        emitted: dict[str, Any] = orjson.loads(piece[0].value() or b"{}")
         return emitted
 
     def _anywhere(self, partition: int, score_id: str) -> dict[str, Any] | None:
