@@ -83,6 +83,7 @@ class Emitted:
     scored_at: IntArray
     model: npt.NDArray[np.object_]
     vector_hash: npt.NDArray[np.object_]  # "" under another catalog
+    record: npt.NDArray[np.object_]  # (n,) the whole record as bytes where they are kept, else b""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -109,7 +110,14 @@ def together(parts: Sequence[Emitted]) -> Emitted:
     return Emitted(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(Emitted)))
 
 
-def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage]) -> Emitted:
+def _records(messages: Sequence[RawMessage], keep: bool) -> npt.NDArray[np.object_]:
+    records = np.full(len(messages), b"", np.object_)
+    if keep:
+        records[:] = [message.value() or b"" for message in messages]
+    return records
+
+
+def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage], keep: bool) -> Emitted:
     read = decoder.decode
     scores = [read(message.value() or b"") for message in messages]
     n = len(scores)
@@ -128,12 +136,16 @@ def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage
         scored_at=np.array([score.scored_at for score in scores], np.int64),
         model=np.array([score.model_digest for score in scores], np.object_),
         vector_hash=np.array([score.vector_hash if score.layout_hash == LAYOUT_HASH else "" for score in scores], np.object_),
+        record=_records(messages, keep),
     )
 
 
-def _others(kind: int, decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessage], unplaced: set[tuple[int, int]]) -> Emitted:
+def _others(
+    kind: int, decoder: msgspec.json.Decoder[_Letter], messages: Sequence[RawMessage], unplaced: set[tuple[int, int]], keep: bool
+) -> Emitted:
     letters = [decoder.decode(message.value() or b"") for message in messages]
     unplaced.update((_INDEX[letter.source.topic], letter.source.offset) for letter in letters if letter.cut is None)
+    records = _records(messages, keep)[[letter.cut is not None for letter in letters]]
     placed = [letter for letter in letters if letter.cut is not None]
     n = len(placed)
     plan = np.empty((n, len(TOPICS) + 1), np.int64)
@@ -151,6 +163,7 @@ def _others(kind: int, decoder: msgspec.json.Decoder[_Letter], messages: Sequenc
         scored_at=np.array([letter.scored_at for letter in placed], np.int64),
         model=np.array([letter.model_digest for letter in placed], np.object_),
         vector_hash=np.full(n, "", np.object_),
+        record=records,
     )
 
 
@@ -172,6 +185,7 @@ class Outputs:
     """The outputs of one partition up to their present ends.
 
     conflicts: records whose cut did not follow the one before; unplaced: (topic index, offset) of dead letters without a cut.
+    keep: whether the records as bytes are kept with their columns.
     """
 
     source: Log
@@ -180,6 +194,7 @@ class Outputs:
     alerts: str
     partition: int
     margin: int = MARGIN
+    keep: bool = False
     conflicts: int = 0
     unplaced: set[tuple[int, int]] = field(default_factory=set)
     _kinds: list[_Kind] = field(default_factory=list)
@@ -248,8 +263,8 @@ class Outputs:
 
     def _columns(self, kind: _Kind, messages: Sequence[RawMessage]) -> Emitted:
         if kind.code == SCORE:
-            return _scores(self._score, messages)
-        return _others(kind.code, self._letter, messages, self.unplaced)
+            return _scores(self._score, messages, self.keep)
+        return _others(kind.code, self._letter, messages, self.unplaced, self.keep)
 
     def _pieces(self, kind: _Kind, applied: IntArray) -> Iterator[Emitted]:
         """From a record on that `applied` covers, or from the beginning."""

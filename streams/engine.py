@@ -22,11 +22,12 @@ from features.facts import KIND, OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Standing, Store
 from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged, StoreWentBack
-from scoring.bands import floors
+from streams.evaluate import CRASHED, REJECTED, Rules, evaluate, set_aside
+from streams.feature_log import feature_records
 from streams.merge import Batch, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
-from streams.scores import Model, Scored, alert_records, dead_letter_record, judged, score_records, together
+from streams.scores import Model, Scored, alert_records, score_records, together
 from streams.snapshot import Keeper
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,6 @@ CRASH_PLACES: Final = (
     "on_revoke",  # partitions are to be given up, none is released
     "on_stop",  # asked to stop, the last batch is applied
 )
-
-REJECTED: Final = 7
-"""What became of a record that was no fact, beyond the kernel's outcomes (features.history.Outcome)."""
-
 
 ATTEMPTS: Final = 2
 """So often a batch is begun as a whole; then record by record, to learn which one ends the process."""
@@ -82,6 +79,8 @@ class Sink(Protocol):
 
     def alerts(self, partition: int, records: list[Record]) -> None: ...
 
+    def features(self, partition: int, records: list[Record]) -> None: ...
+
     def flush(self) -> None: ...
 
 
@@ -103,11 +102,12 @@ class Transactions(Protocol):
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """max_facts: bound of facts in memory over all partitions; reasons_top: reasons of a score; alert_hysteresis: how far
-    (probability) below a threshold a band is left again."""
+    (probability) below a threshold a band is left again; feature_log: whether vectors are emitted with their scores."""
 
     max_facts: int
     reasons_top: int
     alert_hysteresis: float = 0.02
+    feature_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,6 +413,8 @@ class Engine:
             records = score_records(batch, model, work.intent.scored_at_ms, scored)
             alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.intent.scored_at_ms, scored)
             work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))
+            if self._settings.feature_log:
+                work.outputs.features.extend(feature_records(batch, scored))
         work.customers = list(dict.fromkeys(customers))
         # A record given up has moved time in the merge, and moves it wherever it is merged again.
         decoded = np.where(batch.reason == Reason.CRASH, Reason.ACCEPTED, batch.reason)
@@ -424,20 +426,8 @@ class Engine:
 
     def _evaluate(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
         """Facts into the histories, and what follows; `rows` of the result are positions among these facts."""
-        part, histories, model = self.parts.part, work.partition.histories, work.model
-        with part("kernel"):
-            step = histories.step(customers, facts)
-        rows = step.rows
-        scored_customers = customers if len(rows) == len(customers) else [customers[i] for i in rows.tolist()]
-        with part("onnx"):
-            probability, band = judged(model, self._models.by_digest(""), step.vectors)
-            edges = floors(model.edges, self._settings.alert_hysteresis)
-            noted = histories.note_scores(scored_customers, probability, band, step.at[rows], edges)
-        with part("reasons"):
-            reasons = model.reasons(step.vectors, band, noted.former, self._settings.reasons_top)
-        at, late = step.at[rows], step.late[rows]
-        scored = Scored(rows, scored_customers, at, late, step.vectors, probability, band, noted.former_alert, noted.alert, reasons)
-        return step.outcome, scored
+        rules = Rules(self._models.by_digest(""), self._settings.reasons_top, self._settings.alert_hysteresis)
+        return evaluate(work.partition.histories, work.model, rules, customers, facts, self.parts.part)
 
     def _evaluate_singly(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
         """The same, one record after the other, each written into the intent first: the next owner learns which one ended us."""
@@ -460,7 +450,9 @@ class Engine:
         partition, outputs = work.batch.partition, work.outputs
         with self.parts.part("produce"):
             half = len(outputs.scores) // 2
-            # Alerts first: the tail of the scores says what was emitted, so what belongs to a score should not come after it.
+            # Scores last: their tail says what was emitted, so what belongs to a score should not come after it.
+            if outputs.features:
+                sink.features(partition, outputs.features)
             sink.alerts(partition, outputs.alerts)
             sink.scores(partition, outputs.scores[:half])
             self._reached("half_produced")
@@ -468,15 +460,10 @@ class Engine:
             sink.dead_letters(partition, outputs.dead_letters)
 
     def _dead_letters(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> list[Record]:
-        reasons = batch.reason.copy()
-        reasons[outcome == Outcome.TOO_LATE] = Reason.TOO_LATE
-        reasons[outcome == Outcome.AMOUNT_RANGE] = Reason.AMOUNT_RANGE
-        rows = np.flatnonzero(reasons)
         letters = []
-        for i, cut in zip(rows.tolist(), batch.cuts()[rows].tolist() if len(rows) else (), strict=True):
-            reason = Reason(int(reasons[i]))
+        for reason, letter in set_aside(batch, outcome):
             self._metrics.dead_letters.labels(reason.name.lower()).inc()
-            letters.append(dead_letter_record(batch, i, reason, cut))
+            letters.append(letter)
         return letters
 
     def _count(self, batch: Batch, outcome: npt.NDArray[np.uint8]) -> dict[str, int]:
@@ -607,7 +594,7 @@ def _without(batch: Batch, given_up: Sequence[tuple[int, int]]) -> Batch:
     for topic, offset in given_up:
         for row in np.flatnonzero((batch.topic == topic) & (batch.offset == offset)).tolist():
             batch.reason[row] = Reason.CRASH
-            detail[row] = "a worker ended each time it handled this record"
+            detail[row] = CRASHED
     return replace(batch, detail=detail)
 
 

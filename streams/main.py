@@ -40,7 +40,7 @@ from streams.settings import Settings
 from streams.sink import KafkaSink, SinkSettings, Transactions, settle
 from streams.snapshot import Snapshots, Snapshotter
 from streams.state_store import StoreWatch, open_store
-from streams.topics import ALERTS, DEAD_LETTERS, SCORES
+from streams.topics import ALERTS, DEAD_LETTERS, FEATURES, SCORES
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +151,20 @@ class Worker:
         )
         inputs = [s.prefixed(topic) for topic in TOPICS]
         ingest: Ingest
-        outputs = SinkSettings(self._client, s.prefixed(SCORES), s.prefixed(DEAD_LETTERS), s.progress_timeout_s, s.prefixed(ALERTS))
+        outputs = SinkSettings(
+            self._client,
+            s.prefixed(SCORES),
+            s.prefixed(DEAD_LETTERS),
+            s.progress_timeout_s,
+            s.prefixed(ALERTS),
+            s.prefixed(FEATURES),
+        )
         sink: KafkaSink | Transactions = KafkaSink(outputs)
         if s.delivery == "exactly_once":
             sink = Transactions(outputs, s.topic_prefix + s.group_id, lambda place: reached(place))  # noqa: PLW0108 - made below, from this one
         reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), dict.fromkeys(("half_produced", "after_produce"), sink.flush))
         engine = Engine(
-            EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis),
+            EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis, s.feature_log),
             store,
             reload,
             sink,

@@ -27,6 +27,7 @@ class Outbox:
     scores: list[Record] = field(default_factory=list)
     alerts: list[Record] = field(default_factory=list)
     dead_letters: list[Record] = field(default_factory=list)
+    features: list[Record] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.scores or self.dead_letters)  # there is no alert without its score
@@ -35,7 +36,8 @@ class Outbox:
         """As bytes, compressed; b"" when there is nothing."""
         if not self:
             return b""
-        lists = [[(record["key"], record["value"]) for record in records] for records in (self.scores, self.alerts, self.dead_letters)]
+        kinds = (self.scores, self.alerts, self.dead_letters, *([self.features] if self.features else ()))
+        lists = [[(record["key"], record["value"]) for record in records] for records in kinds]
         return zstandard.ZstdCompressor(LEVEL).compress(msgspec.msgpack.encode(lists))
 
     @classmethod

@@ -13,14 +13,16 @@ import numpy.typing as npt
 
 from features.facts import OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
-from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Store, broken
+from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Store, broken
 from proto.errors import Fenced, InvariantBroken, StateDamaged
-from streams.codec import Decoder, RawMessage
+from streams.codec import Decoder
 from streams.emitted import LETTER, MARGIN, SCORE, Emitted, Outputs, together
-from streams.engine import REJECTED, tally
+from streams.engine import tally
+from streams.evaluate import REJECTED
 from streams.log import Log
-from streams.merge import Batch, Merge, Slice, placed, watermark
+from streams.merge import Batch, placed, watermark
 from streams.metrics import Metrics, Parts
+from streams.recorded import Recorded
 from streams.scores import crossed, vector_hashes
 from streams.snapshot import Snapshot, Snapshots
 
@@ -29,12 +31,6 @@ log = logging.getLogger(__name__)
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-GAP: Final = 2_000
-"""Records without outputs between two with one; a longer stretch is handled on its own, in pieces."""
-SPAN: Final = 8_000
-"""Offsets one planned piece covers at most, unless a single record does."""
-STREAMED: Final = 4_000
-"""Records of one piece of a long stretch."""
 PROFILES: Final = PROFILE >> 3
 _LETTERS: Final = (Outcome.TOO_LATE, Outcome.AMOUNT_RANGE, REJECTED)
 _SAY_S: Final = 5.0
@@ -252,7 +248,7 @@ class Restorer:
         handled = 0
         for piece in outputs.after(base.applied):
             kept = piece.pick(piece.key <= end)
-            for batch, block in replay.batches(kept):
+            for batch, block in replay.recorded.batches(kept):
                 done = replay.handle(batch, block)
                 replay.move(batch, done, block)
                 draft.changed(done.customers)
@@ -286,7 +282,7 @@ class Restorer:
             if left:
                 left.append(piece)
                 continue
-            for batch, block in replay.batches(piece):
+            for batch, block in replay.recorded.batches(piece):
                 if not self._adopt_batch(replay, batch, block, nonce):
                     left.append(piece)
                     break
@@ -385,85 +381,25 @@ class _Replay:
     outputs: Outputs
     whole: bool  # every output from the position on is still there
     expected: tuple[float, float, float, float] | None = None
-    merge: Merge = field(init=False)
-    _readers: list[Iterator[list[RawMessage]]] = field(default_factory=list)
+    recorded: Recorded = field(init=False)
 
     def __post_init__(self) -> None:
-        self.merge = Merge(self.partition, "", dict(self.position.applied), self.position.watermark_ms)
-        source = self.restorer.log
-        for buffer, topic in zip(self.merge.buffers, self.restorer.settings.inputs, strict=True):
-            low, high = source.ends(topic, self.partition)
-            start = max(low, self.position.applied[TOPICS[buffer.topic]] + 1)
-            buffer.reach(start, high)
-            self._readers.append(source.read(topic, self.partition, start, high))
+        r = self.restorer
+        self.recorded = Recorded(
+            r.log,
+            r.settings.inputs,
+            r.decoder,
+            self.partition,
+            self.position.applied,
+            self.position.watermark_ms,
+            whole=self.whole,
+            go_on=lambda: r.go_on(self.partition),
+            parts=r.parts,
+        )
 
     def at_the_end(self, batch: Batch) -> bool:
         """Whether outputs of the batch may be missing."""
         return self.expected is not None and sum(batch.to.values()) > self.expected[3]
-
-    def batches(self, emitted: Emitted) -> Iterator[tuple[Batch, Emitted | None]]:
-        """The records up to the last of the emitted ones, in batches; with the emitted records each batch is ordered by."""
-        keys = emitted.key
-        before = sum(self.position.applied.values())
-        first = 0
-        while first < len(emitted):
-            if keys[first] - before > GAP:
-                yield from self._stretch(emitted, first)
-            end = max(first + 1, int(np.searchsorted(keys, before + SPAN, side="right")))
-            wide = np.flatnonzero(np.diff(keys[first:end]) > GAP)
-            if len(wide):
-                end = first + 1 + int(wide[0])
-            block = emitted.pick(slice(first, end))
-            to = block.cut(-1)
-            self._feed(to, None)
-            self.merge.force(to, block.plan)
-            self.restorer.go_on(self.partition)
-            batch = self.merge.take(0)
-            assert batch is not None
-            yield batch, block
-            before = int(keys[end - 1])
-            first = end
-
-    def _stretch(self, emitted: Emitted, row: int) -> Iterator[tuple[Batch, None]]:
-        """The many records before an emitted one.
-
-        None of them has an output, so they are repetitions and profiles. Repetitions change nothing and come first: a profile could
-        take away what they repeat. Where outputs were deleted by retention the order is that of the merge.
-        """
-        to = emitted.cut(row)
-        source = TOPICS[emitted.plan[row, -1]]
-        to[source] -= 1
-        if self.whole:
-            yield from self._stream({**to, TOPICS[PROFILES]: self.merge.applied[TOPICS[PROFILES]]})
-        yield from self._stream(to)
-
-    def _stream(self, to: Offsets) -> Iterator[tuple[Batch, None]]:
-        while True:
-            self._feed(to, STREAMED)
-            self.restorer.go_on(self.partition)
-            batch = self.merge.take(STREAMED, until=to)
-            if batch is None:
-                return
-            yield batch, None
-
-    def _feed(self, to: Offsets, enough: int | None) -> None:
-        """Read on until everything up to `to` waits, or `enough` records of each topic."""
-        inputs = self.restorer.settings.inputs
-        for buffer, reader in zip(self.merge.buffers, self._readers, strict=True):
-            last = to[TOPICS[buffer.topic]]
-            if last >= buffer.end:
-                raise InvariantBroken(
-                    f"{inputs[buffer.topic]}[{self.partition}]: outputs speak of offset {last}, but the topic ends at {buffer.end}: "
-                    "it was recreated or truncated; outputs of another life of a topic cannot be continued"
-                )
-            while buffer.position <= last and (enough is None or buffer.count < enough):
-                with self.restorer.parts.part("consume"):
-                    messages = next(reader, None)
-                if messages is None:
-                    buffer.reach(buffer.end)
-                    break
-                with self.restorer.parts.part("decode"):
-                    buffer.add(Slice(self.restorer.decoder.decode(buffer.topic, self.partition, messages), messages))
 
     def handle(self, batch: Batch, block: Emitted | None) -> _Handled:
         """Take the records of a batch into the histories, with the scores that were emitted for them."""

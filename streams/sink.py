@@ -37,6 +37,7 @@ class SinkSettings:
     dead_letters: str
     timeout_s: float
     alerts: str
+    features: str = ""
 
 
 def _producer(settings: SinkSettings, **more: Any) -> Producer:
@@ -84,6 +85,10 @@ class KafkaSink:
     def alerts(self, partition: int, records: list[Record]) -> None:
         """Queue alerts of one partition, in order."""
         self._queue(self._settings.alerts, partition, records)
+
+    def features(self, partition: int, records: list[Record]) -> None:
+        """Queue vectors of the feature log of one partition, in order."""
+        self._queue(self._settings.features, partition, records)
 
     def flush(self) -> None:
         """Wait until everything queued is acknowledged. Raises DependencyUnreachable when something was not."""
@@ -213,6 +218,7 @@ class Transactions:
         producer.begin_transaction()
         self._reached("transaction_begun")
         half = len(outbox.scores) // 2
+        _queue(producer, s.features, partition, outbox.features)
         _queue(producer, s.alerts, partition, outbox.alerts)
         _queue(producer, s.scores, partition, outbox.scores[:half])
         self._reached("half_produced")
@@ -239,6 +245,7 @@ def settle(claim: Claim, sink: KafkaSink | Transactions, tail: Tail) -> None:
             raise Fenced(f"partition {claim.partition}: claimed by another while its outputs were emitted")
         return
     # The mode was changed after a crash.
+    sink.features(claim.partition, outbox.features)
     sink.alerts(claim.partition, outbox.alerts)
     sink.scores(claim.partition, outbox.scores)
     sink.dead_letters(claim.partition, outbox.dead_letters)

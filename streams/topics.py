@@ -20,6 +20,7 @@ ALERTS: Final = "churn-alerts"
 DEAD_LETTERS: Final = "churn-dead-letters"
 MODELS: Final = "churn-models"
 REDRIVES: Final = "churn-redrives"
+FEATURES: Final = "churn-features"
 
 # Events over the accepted 1 MB must reach us to become dead letters, and a dead letter carries the event's bytes as base64.
 INPUT_MAX_BYTES: Final = 12 << 20
@@ -62,7 +63,13 @@ TABLE: Final = (
     Topic(REDRIVES, "which dead letters were sent back, so that none is twice", partitions=1, retained=False),
     Topic(MODELS, "artifacts and aliases; read by every worker from the beginning", MODEL_MAX_BYTES, partitions=1, retained=False),
 )
+FEATURE_LOG: Final = Topic(FEATURES, "the vector of each score as it was scored (CHURN_FEATURE_LOG=true); partition = the event's")
 assert tuple(topic.name for topic in TABLE[: len(TOPICS)]) == TOPICS  # the order is the topic index
+
+
+def table(settings: Settings) -> tuple[Topic, ...]:
+    """The topics of a deployment."""
+    return (*TABLE, FEATURE_LOG) if settings.feature_log else TABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ def create(settings: Settings, *, dry_run: bool = False) -> Plan:
     admin = AdminClient(config)
     present = admin.list_topics(timeout=settings.dependency_timeout_s).topics
     missing, there = [], []
-    for topic in TABLE:
+    for topic in table(settings):
         name, wanted = settings.prefixed(topic.name), topic.partitions or settings.partitions
         if name not in present:
             missing.append(NewTopic(name, wanted, settings.replication, config=topic.config(settings.retention_days)))

@@ -102,6 +102,9 @@ class Outputs:
     def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
         """None can come: the fallback has no bands."""
 
+    def features(self, partition: int, records: list[dict[str, Any]]) -> None:
+        """None can come: the feature log is off."""
+
     def flush(self) -> None:
         """Nothing waits."""
 

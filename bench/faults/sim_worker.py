@@ -19,6 +19,7 @@ import numpy.typing as npt
 import streams.engine
 import streams.ingest
 import streams.rebuild
+import streams.recorded
 import streams.sink
 import streams.snapshot
 from bench.faults.sim_broker import Broker, Consumer, LogReader, Message, Place, Producer
@@ -204,7 +205,7 @@ def clients_of_the_simulation(world: World) -> Iterator[None]:
         (streams.engine, "Histories", partial(Mortal, world)),
         (streams.rebuild, "Histories", partial(Mortal, world)),
         # Sizes a small world never reaches, so that it meets their edges too.
-        *((streams.rebuild, name, value) for name, value in world.pieces.items()),
+        *((streams.rebuild if name == "MARGIN" else streams.recorded, name, value) for name, value in world.pieces.items()),
     ]
     former = [(module, name, getattr(module, name)) for module, name, _ in changes]
     try:
@@ -226,7 +227,7 @@ class World:
     batch: int
     max_facts: int
     pieces: Mapping[str, int]
-    """Constants of streams/rebuild.py by name: how much is read back and handled at once."""
+    """Constants of streams/rebuild.py and streams/recorded.py by name: how much is read back and handled at once."""
     exactly_once: bool
     snapshots: Snapshots | None
     decoder: Any

@@ -32,6 +32,35 @@ def list_(json_output: Json = False) -> None:
     console.result({"features": features, "count": len(features), "layout_hash": LAYOUT_HASH})
 
 
+@app.command(epilog="Example: churnstream features export --from 2026-01-01 --to 2026-02-01 --out vectors")
+def export(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the files go: part-<partition>.parquet.")],
+    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Vectors from this instant on; RFC 3339 or a day.")] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Vectors before this instant.")] = None,
+    json_output: Json = False,
+) -> None:
+    """The feature log as Parquet: each vector as it was scored, a column per feature. Needs CHURN_FEATURE_LOG=true on the workers."""
+    from streams.commands.feed import instant
+    from streams.console import Console
+    from streams.feature_log import export as write
+    from streams.log import KafkaLog
+    from streams.settings import load
+    from streams.topics import FEATURES, client_config
+
+    settings = load()
+    console = Console(json_output=json_output)
+    log = KafkaLog(client_config(settings), timeout_s=settings.dependency_timeout_s)
+    topic = settings.prefixed(FEATURES)
+    from_ms, to_ms = instant(start, "--from"), instant(end, "--to")
+    bounds = -(2**62) if from_ms is None else from_ms, 2**62 if to_ms is None else to_ms
+    rows = [write(log, topic, partition, out, *bounds) for partition in range(log.partitions(topic))]
+    log.close()
+    files = [out / f"part-{partition}.parquet" for partition in range(len(rows))]
+    size = sum(path.stat().st_size for path in files)
+    console.say(f"{sum(rows):,} vectors in {len(files)} files, {size:,} bytes: {out}")
+    console.result({"rows": sum(rows), "files": [str(path) for path in files], "bytes": size})
+
+
 @app.command(epilog="Example: churnstream features verify --oracle --cases 100000")
 def verify(
     oracle: Annotated[

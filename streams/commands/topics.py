@@ -23,8 +23,8 @@ def create(
     """Create missing topics and set what differs. A second run says "no changes"."""
     from streams.console import Console
     from streams.settings import load
-    from streams.topics import TABLE
     from streams.topics import create as create_topics
+    from streams.topics import table
 
     settings = load()
     console = Console(json_output=json_output)
@@ -37,7 +37,7 @@ def create(
         days = f"{settings.retention_days} d"
         rows = [
             (settings.prefixed(t.name), t.partitions or settings.partitions, days if t.retained else "latest per key", t.role)
-            for t in TABLE
+            for t in table(settings)
             if settings.prefixed(t.name) in plan.created
         ]
         console.table(("topic", "partitions", "kept", "holds"), rows, title="would be created" if dry_run else "created")

@@ -76,6 +76,9 @@ class Log:
     def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
         self.alerted += [(record["key"], record["value"]) for record in records]
 
+    def features(self, partition: int, records: list[dict[str, Any]]) -> None:
+        raise AssertionError("the feature log is off")
+
     def flush(self) -> None:
         self.flushes += 1
         if self.flushes == self.fail_at:

@@ -104,6 +104,9 @@ class Broker:
     def alerts(self, partition: int, records: list[dict[str, Any]]) -> None:
         self._append("churn-alerts", records)
 
+    def features(self, partition: int, records: list[dict[str, Any]]) -> None:
+        self._append("churn-features", records)
+
     def flush(self) -> None:
         if self.cut_off is not None:
             raise Died
@@ -216,10 +219,11 @@ class Life:
     emitted_before: dict[str, int] = field(init=False)
     snapshots: Snapshots | None = None
     incomplete: bool = False
+    feature_log: bool = False
 
     def __post_init__(self) -> None:
         self.emitted_before = self.broker.emitted()
-        settings = EngineSettings(self.random.choice([1, 100_000]), 3)
+        settings = EngineSettings(self.random.choice([1, 100_000]), 3, feature_log=self.feature_log)
         self.engine = Engine(settings, self.store, self.shelf, self.broker, lambda: next(self.clock), self.metrics)
         claim = self.engine.assign(PARTITION, self.nonce)
         self.restored = restorer(self).restore(claim)
