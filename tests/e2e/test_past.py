@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from bench.small_model import small
 from features.catalog import N_FEATURES
 from models import registry
 from streams.commands.explain import explainer_of
@@ -23,7 +24,6 @@ from streams.skew import Skew
 from streams.topics import client_config, create, producer_config
 from tests.conftest import Completed
 from tests.e2e.test_worker import SHARED_DATA, Deployment, deployment
-from tests.models.small import small
 
 __all__ = ["deployment"]
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from bench.small_model import vectors
 from features.catalog import N_FEATURES
 from features.window import DAY_MS
 from models import graph, trees
@@ -19,7 +20,6 @@ from models.split import Split
 from models.trees import of_scorecard
 from proto.errors import BadInput
 from tests.models.shop import START
-from tests.models.small import vectors
 
 PLATT = Platt(1.3, -0.4)
 COLUMNS = np.array([0, 3, 6, 9, 40, 77])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.small_model import small
 from features.catalog import N_FEATURES
 from models import graph
 from models.artifact import unpack
@@ -12,7 +13,6 @@ from models.graph import Forest
 from models.session import Session
 from scoring.scorer import Scorer
 from scoring.trees import ROWS, Trees
-from tests.models.small import small
 from tests.scoring.test_treeshap import fitted
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bench.small_model import small
 from features.carry import empty
 from features.catalog import NAMES
 from features.facts import DAY_MS, ID, KIND, PROFILE, TIME, TOPICS
@@ -30,7 +31,6 @@ from streams.feature_log import Logged
 from streams.rerun import Base, Rerun, Span, Topics
 from streams.scores import Model, score_records
 from streams.skew import Skew, compare
-from tests.models.small import small
 from tests.streams.test_rebuild import NOW_MS, PARTITION, Broker, Died, Life, Message, Shelf, decoder, scores, world
 
 IntArray = npt.NDArray[np.int64]
