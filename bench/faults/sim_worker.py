@@ -351,6 +351,8 @@ class Process:
 
     def _end(self) -> None:
         self.alive = False
+        if self.snapshotter is not None and self.snapshotter._job is not None:
+            self.snapshotter._job.writer._stream.close()  # the operating system does; the file stays as it is
         self.broker.silent(self)
         for producer in self.producers:
             for arrive in producer.left_in_flight():

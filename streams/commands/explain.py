@@ -83,8 +83,13 @@ def explainer_of(settings: Settings, top: int) -> Explainer:
 
     past = Past(settings)
     past.close()
-    # Many short reads: without these bounds each of them would fetch megabytes ahead.
-    small = {"queued.min.messages": 1, "fetch.message.max.bytes": 1 << 18, "queued.max.messages.kbytes": 16_384}
+    # Many short reads: fetch little ahead, and do not wait a second before more is fetched, as the client does by default.
+    small = {
+        "queued.min.messages": 1,
+        "queued.max.messages.kbytes": 16_384,
+        "fetch.message.max.bytes": 1 << 17,
+        "fetch.queue.backoff.ms": 1,
+    }
     log = KafkaLog({**client_config(settings), **small}, timeout_s=settings.dependency_timeout_s)
     count = log.partitions(past.topics.inputs[0])
     try:
