@@ -108,7 +108,9 @@ class Trees:
         rows = random.normal(0, 100, (TRIED, self._n_features)).astype(np.float32)
         for feature in range(self._n_features):
             edges = self._value[(self._column % self._n_features == feature) & np.isfinite(self._value)]
-            values = np.concatenate([edges, np.nextafter(edges, np.float32(-np.inf)), np.nextafter(edges, np.float32(np.inf)), _SPECIAL])
+            with np.errstate(over="ignore"):  # beyond the largest number lies infinity, and it is tried too
+                beside = [np.nextafter(edges, np.float32(-np.inf)), np.nextafter(edges, np.float32(np.inf))]
+            values = np.concatenate([edges, *beside, _SPECIAL])
             known = random.random(TRIED) < 0.9
             rows[known, feature] = random.choice(values, TRIED)[known]
         return rows

@@ -58,6 +58,10 @@ IntArray = npt.NDArray[np.int64]
 ByteArray = npt.NDArray[np.uint8]
 
 
+COMPARE_PATIENCE_S: Final = 1.0
+"""How long a look at the store waits for the batch at work."""
+
+
 class Models(Protocol):
     """Where the engine gets its model; asked only between two batches."""
 
@@ -285,7 +289,9 @@ class Engine:
         found = standings(list(before)) if before else []
         fenced: list[int] = []
         gone: list[int] = []
-        with self._lock:
+        if not self._lock.acquire(timeout=COMPARE_PATIENCE_S):
+            return Result({}, [], {}, [])  # a batch is at work, or waits for the store: it will see for itself
+        try:
             for (number, seen), standing in zip(before.items(), found, strict=True):
                 partition = self._partitions.get(number)
                 if partition is None or (partition.nonce, partition.applied) != seen:
@@ -296,6 +302,8 @@ class Engine:
                     log.error("partition %d: %s was applied, the store %s", number, partition.applied, what)
                     (fenced if standing.nonce not in ("", partition.nonce) else gone).append(number)
                     self._drop(number)
+        finally:
+            self._lock.release()
         return Result({}, fenced, {}, gone)
 
     @property

@@ -136,9 +136,13 @@ MUTANTS: Final = (
         "windows end at the wall clock",
         Edit(
             ENGINE,
-            "        rows = step.rows\n",
-            "        rows = step.rows\n"
-            "        step.vectors[:] = histories.vectors_at([customers[i] for i in rows.tolist()], self._clock_ms())\n",
+            "        return evaluate(work.partition.histories, work.model, rules, customers, facts, self.parts.part)\n",
+            "        from streams.evaluate import score\n"
+            "        step = work.partition.histories.step(customers, facts)\n"
+            "        rows, of = step.rows, [customers[i] for i in step.rows.tolist()]\n"
+            "        step.vectors[:] = work.partition.histories.vectors_at(of, self._clock_ms())\n"
+            "        where = work.partition.histories, work.model, rules\n"
+            "        return step.outcome, score(*where, of, rows, step.at[rows], step.late[rows], step.vectors, self.parts.part)\n",
         ),
         shows={"I4"},
     ),

@@ -278,6 +278,16 @@ class Lock:
         return True
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Take it, or be refused when another one does not give it back: at once here, time does not matter."""
+        if self._held:
+            return False
+        return self.__enter__()
+
+    def release(self) -> None:
+        """Give it back."""
         self._held = False
 
 

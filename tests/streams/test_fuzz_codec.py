@@ -102,7 +102,7 @@ def test_every_hostile_record_has_the_verdict_of_the_contract(seed: int) -> None
     seen = check(list(fuzz_records(seed, 10_000, huge_bytes=1_000_001)), batch=500)
     assert sum(seen.values()) == 10_000
     assert seen["ACCEPTED"] > 2_500
-    never_by_the_codec = {"TOO_LATE"}
+    never_by_the_codec = {"TOO_LATE", "CRASH"}
     assert {reason.name for reason in Reason} - set(seen) <= never_by_the_codec, seen
 
 
