@@ -150,6 +150,8 @@ class Shelf:
         return self.foreign or models()[self.now]
 
     def by_digest(self, digest: str) -> Model:
+        if (foreign := foreign_model()) is not None and foreign.digest == digest:
+            return foreign
         if digest not in models():
             raise ArtifactRejected(f"no model {digest}")
         return models()[digest]
