@@ -45,8 +45,9 @@ $(DATA)/.kernels: $(VENV)/.packages $(wildcard features/*.py) scoring/reasons.py
 demo: setup  ## live churn scores for real customers; ARGS=--keep leaves it running
 	@$(BIN)/churnstream demo $(ARGS)
 
+# One process more than cores: tests that wait for a session to time out would leave a core idle.
 test: setup  ## all tests, real servers included; ARGS="-k window" for some
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) $(ARGS)
 
 lint: $(VENV)/.packages  ## ruff and the import contract
 	$(BIN)/ruff check
