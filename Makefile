@@ -47,7 +47,7 @@ demo: setup  ## live churn scores for real customers; ARGS=--keep leaves it runn
 
 # One process more than cores: tests that wait for a session to time out would leave a core idle.
 test: setup  ## all tests, real servers included; ARGS="-k window" for some
-	$(BIN)/pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) $(ARGS)
 
 lint: $(VENV)/.packages  ## ruff and the import contract
 	$(BIN)/ruff check
