@@ -65,19 +65,21 @@ def live(trial: Trial, events: int, trees: int, depth: int, path: Path) -> dict[
     log = KafkaLog(client_config(own), timeout_s=30)
     publish_model(own, trees=trees, depth=depth)
     process = trial.start(path)
-    for share, more in ((0.15, 40), (0.3, 41), (0.45, 42), (0.55, None), (0.7, trees + 1)):
-        while scores(log, own) < events * share:
-            if process.poll() is not None:
-                raise SystemExit(path.read_text(encoding="utf-8")[-3000:])
-            time.sleep(0.05)
-        if more is not None:
-            publish_model(own, trees=more, depth=depth)
-        else:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process = trial.start(path, "--until-idle", "2")
-    process.wait(timeout=1_800)
-    summary = stop(process)
+    try:
+        for share, more in ((0.15, 40), (0.3, 41), (0.45, 42), (0.55, None), (0.7, trees + 1)):
+            while scores(log, own) < events * share:
+                if process.poll() is not None:
+                    raise SystemExit(path.read_text(encoding="utf-8")[-3000:])
+                time.sleep(0.05)
+            if more is not None:
+                publish_model(own, trees=more, depth=depth)
+            else:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                process = trial.start(path, "--until-idle", "2")
+        process.wait(timeout=1_800)
+    finally:
+        summary = stop(process)
     log.close()
     if process.returncode:
         raise SystemExit(path.read_text(encoding="utf-8")[-3000:])
