@@ -268,7 +268,7 @@ def not_rebuilding(partition: int) -> ChainBroken:
 
 def rebuild_went_back(partition: int) -> ChainBroken:
     """A part of a rebuild follows parts that are not there: the store has lost its newest writes meanwhile."""
-    return ChainBroken(f"partition {partition}: the store went back while it was rebuilt; begin again")
+    return StoreWentBack(f"partition {partition}: the store went back while it was rebuilt; begin again")
 
 
 def list_damaged(partition: int) -> StateDamaged:

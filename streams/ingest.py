@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from features.facts import TOPICS
 from features.store import Claim
-from proto.errors import DependencyUnreachable, Fenced, InvariantBroken
+from proto.errors import DependencyUnreachable, Fenced, InvariantBroken, StoreWentBack
 from streams.codec import Decoder, RawMessage
 from streams.merge import Batch, Merge, Slice
 from streams.metrics import Parts
@@ -29,7 +29,11 @@ FETCH: Final = 5_000
 IDLE_S: Final = 0.1
 """How long one wait for a first message may take; also how soon a stop is seen."""
 AGAIN_S: Final = 3.0
-"""How long a refused partition rests: by then a worker that was cut off has heard from the group, or the group from us."""
+"""How long a refused partition rests: by then a worker that was cut off has heard from the group, or the group from us. Also the least
+time between two claims of one that is refused again and again."""
+JOIN_S: Final = 8.0
+"""How long the group may leave us without an assignment before we are behind. A worker that hangs makes all others wait until its watchdog
+ends it and its session (6 s) is over; their own watchdogs must not end them before."""
 SAMPLE: Final = 3
 """Keys of one fetch of a (topic, partition) whose partition is checked."""
 
@@ -93,7 +97,8 @@ class Ingest:
     assignments: int = 0
     _merges: dict[int, Merge] = field(default_factory=dict)
     _dropped: dict[int, float] = field(default_factory=dict)  # assigned, but not ours to handle; when to claim it again
-    _joining: bool = True  # not in the group, as far as it has told us
+    _claimed: dict[int, float] = field(default_factory=dict)  # when each partition was claimed last
+    _left_out: float | None = None  # since when the group owes us an assignment
     _waiting: dict[int, Claim] = field(default_factory=dict)  # claimed and not restored yet
     _restored: SimpleQueue[Claim | BaseException] = field(default_factory=SimpleQueue)
     _to_restore: SimpleQueue[Claim | None] = field(default_factory=SimpleQueue)
@@ -148,16 +153,17 @@ class Ingest:
         with self._lock:
             merge, waiting = self._merges.pop(partition, None), self._waiting.pop(partition, None)
             if merge is not None or waiting is not None:
-                self._dropped[partition] = self.clock_s() + again_s
+                self._dropped[partition] = max(self.clock_s() + again_s, self._claimed.get(partition, 0.0) + AGAIN_S)
 
     def behind(self) -> bool:
         """Whether records are known to exist that this worker should handle and has not been handed.
 
-        Also while the group has assigned nothing yet, or has taken everything away and not assigned anew, be it no partition at all:
-        a client that does not get back into its group after the loss of its coordinator would look idle for ever.
+        Also when the group has assigned nothing yet, or has taken everything away and not assigned anew, be it no partition at all, for
+        JOIN_S: a client that does not get back into its group after the loss of its coordinator would look idle for ever.
         """
         with self._lock:
-            return self._joining or bool(self._dropped) or any(merge.lag for merge in self._merges.values())
+            left_out = self._left_out is not None and self.clock_s() > self._left_out + JOIN_S
+            return left_out or bool(self._dropped) or any(merge.lag for merge in self._merges.values())
 
     def lags(self) -> dict[int, int]:
         """Records known to exist and not handed out yet, per owned partition."""
@@ -174,6 +180,7 @@ class Ingest:
     # -- the thread
 
     def _run(self) -> None:
+        self._left_out = self.clock_s()
         threading.Thread(target=self._restore_all, name="restore", daemon=True).start()
         try:
             self._read()
@@ -190,10 +197,11 @@ class Ingest:
                 continue
             try:
                 self._restored.put(self.restore(claim, wanted))
-            except Fenced as error:
+            except (Fenced, StoreWentBack) as error:
                 log.warning("%s", error)
                 with self._lock:
-                    if self._waiting.get(claim.partition) is claim:  # claimed by another, and the group has not said so yet
+                    # Claimed by another, and the group has not said so yet; or the store has lost what was restored so far.
+                    if self._waiting.get(claim.partition) is claim:
                         del self._waiting[claim.partition]
                         self._dropped[claim.partition] = self.clock_s() + AGAIN_S
             except BaseException as error:
@@ -388,7 +396,7 @@ class Ingest:
         for partition in partitions:
             self._claim(partition)
         self.assignments += 1
-        self._joining = False
+        self._left_out = None
         log.info("assigned partitions %s", partitions)
         self.ready()
 
@@ -403,6 +411,7 @@ class Ingest:
         claim = self.owner.assign(partition, secrets.token_hex(16))
         with self._lock:
             self._dropped.pop(partition, None)
+            self._claimed[partition] = self.clock_s()
             self._waiting[partition] = claim
         self._to_restore.put(claim)
 
@@ -468,7 +477,7 @@ class Ingest:
                 self._merges.pop(partition, None)
                 self._waiting.pop(partition, None)
                 self._dropped.pop(partition, None)
-            self._joining = True
+            self._left_out = self.clock_s()
         self.owner.revoke(partitions, lost=lost)
         log.info("%s partitions %s", "lost" if lost else "gave up", partitions)
         self.ready()

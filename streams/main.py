@@ -301,6 +301,8 @@ class Worker:
         finally:
             watchdog.stopping()
             store_watch.stop()
+            if snapshotter is not None:
+                await loop.run_in_executor(None, snapshotter.stop)
             reloading = loop.run_in_executor(None, reload.stop)
             await app.stop()
             await loop.run_in_executor(None, delete_topic, admin, control, 2.0)

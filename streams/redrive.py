@@ -36,6 +36,7 @@ OUTLOOK: Final[Mapping[str, str]] = {
     "key_mismatch": "comes back with the same key; --rekey sends it under its customer_id",
     "amount_range": "comes back unless the currency or its rate was changed",
     "too_late": "comes back: the customer's newest event only moves on",
+    "crash": "ends workers again, four in all, unless this version handles it",
     "before_2000": "comes back",
 }
 """What becomes of a letter that is sent back as it is, by reason."""

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAGIC: Final = b"churnstream snapshot 1\n"
 SUFFIX: Final = ".snapshot"
+ABANDONED_S: Final = 86_400.0
+"""A snapshot that is so much older than the newest one, and not finished, will not be."""
 BACKFILL: Final = "backfill"
 """Name of the note beside the snapshots that says whether a partition was filled from files."""
 DIGEST_BYTES: Final = 32
@@ -186,6 +188,14 @@ class Writer:
         self._stream.write(data)
 
 
+def _changed(path: Path) -> float:
+    """When a file was last written, epoch seconds; 0 when another worker has removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _sync(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -253,8 +263,11 @@ class Snapshots:
         return Writer(self.place(partition), partition)
 
     def prune(self, partition: int) -> list[Path]:
-        """Remove all but the latest `keep`; what was removed."""
-        old = sorted(self.place(partition).glob(f"*{SUFFIX}"), reverse=True)[self.keep :]
+        """Remove all but the latest `keep`, and what workers that were killed have left half written; what was removed."""
+        there = sorted(self.place(partition).glob(f"*{SUFFIX}"), reverse=True)
+        newest_s = max((_changed(path) for path in there), default=0.0)
+        left = [path for path in self.place(partition).glob(".*.tmp") if 0 < _changed(path) < newest_s - ABANDONED_S]
+        old = [*there[self.keep :], *left]
         for path in old:
             path.unlink(missing_ok=True)
         return old

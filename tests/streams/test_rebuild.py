@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from streams.merge import Batch, Merge, Slice
 from streams.metrics import Metrics, residue
 from streams.rebuild import Restorer, RestoreSettings
 from streams.scores import Model
-from streams.snapshot import Snapshots, Snapshotter, Writer, read, take
+from streams.snapshot import ABANDONED_S, Snapshots, Snapshotter, Writer, read, take
 
 NOW_MS = 1_750_000_000_000
 PARTITION = 0
@@ -743,6 +744,19 @@ def test_a_snapshot_is_not_finished_for_a_partition_that_another_has_claimed(tmp
     taker._thread.join(20)
     assert snapshots.of(PARTITION) == []
     assert list(snapshots.place(PARTITION).iterdir()) == []
+
+
+def test_what_a_killed_worker_has_left_half_written_goes_in_the_end(tmp_path: Path) -> None:
+    life = lived(Random(4), 5)
+    snapshots = Snapshots(tmp_path, "ns", keep=1)
+    take(life.store, snapshots, PARTITION, NOW_MS)
+    abandoned, fresh = (snapshots.place(PARTITION) / name for name in (".1-1.tmp", ".2-2.tmp"))
+    for path in (abandoned, fresh):
+        path.write_bytes(b"half")
+    long_ago = snapshots.of(PARTITION)[0].path.stat().st_mtime - 2 * ABANDONED_S
+    os.utime(abandoned, (long_ago, long_ago))
+    snapshots.prune(PARTITION)
+    assert (abandoned.exists(), fresh.exists(), len(snapshots.of(PARTITION))) == (False, True, 1)
 
 
 def test_a_full_disk_costs_the_snapshot_and_not_the_stream(tmp_path: Path) -> None:
