@@ -155,7 +155,7 @@ def test_a_worker_without_partitions_is_in_its_group_and_one_that_does_not_get_b
     assert all(worker.join(20) for worker in workers)
 
 
-def test_a_partition_dropped_while_it_is_restored_or_lost_again_meanwhile_is_claimed_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partition_lost_while_it_is_restored_is_claimed_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams.ingest, "AGAIN_S", 0.3)
     settings = settings.model_copy(update={"partitions": 1})
     create(settings)
