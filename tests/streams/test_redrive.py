@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from proto.errors import BadUsage, DependencyUnreachable
 from proto.scores import DeadLetter, Source
 from streams.dead_letter import collect
+from streams.log import KafkaLog
 from streams.partitioner import murmur2
 from streams.redrive import Redriven, Selection, bytes_digest, offsets_of, redrive
 from streams.settings import Settings
@@ -56,8 +57,16 @@ Found = tuple[int, bytes | None, bytes | None, dict[str, bytes]]
 
 
 def everything_on(settings: Settings, topic: str) -> list[Found]:
-    """(partition, key, value, headers) of what a consumer sees that reads committed."""
+    """(partition, key, value, headers) of what a consumer sees that reads committed, once the brokers have ended all transactions."""
     name = settings.prefixed(topic)
+    committed, all_there = (KafkaLog(client_config(settings), timeout_s=10, committed=only) for only in (True, False))
+    places = range(settings.partitions)
+    by = time.monotonic() + 10
+    while [committed.ends(name, place) for place in places] != [all_there.ends(name, place) for place in places]:
+        assert time.monotonic() < by, f"{name}: a transaction stays open"
+        time.sleep(0.02)
+    committed.close()
+    all_there.close()
     consumer = Consumer({**client_config(settings), "group.id": "test", "enable.auto.commit": False, "enable.partition.eof": True})
     partitions = sorted(consumer.list_topics(name, timeout=10).topics[name].partitions)
     consumer.assign([TopicPartition(name, partition, 0) for partition in partitions])
