@@ -197,9 +197,9 @@ def test_history_from_files_comes_before_the_live_topics(deployment: Deployment,
     directory = {"CHURN_SNAPSHOT_DIR": str(tmp_path / "snapshots")}
     environment = deployment.environment | directory
     # The last hundred have reached the topics as well.
-    for event in events[-100:]:
-        body = {name: value for name, value in event.items() if name != "topic"}
-        deployment.send(str(event["topic"]), (str(event["customer_id"]).encode(), json.dumps(body).encode()))
+    for topic in ("logins", "transactions"):
+        bodies = [{name: value for name, value in event.items() if name != "topic"} for event in events[-100:] if event["topic"] == topic]
+        deployment.send(topic, *((str(body["customer_id"]).encode(), json.dumps(body).encode()) for body in bodies))
     arguments = ("backfill", str(file), "--mapping", "jsonl", "--json")
     refused = run_command(*arguments, environment=deployment.environment)
     assert refused.code == 2

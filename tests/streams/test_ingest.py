@@ -79,7 +79,11 @@ def test_an_error_in_an_assignment_is_the_failure_of_the_reader(settings: Settin
 class Owning:
     """An owner of partitions without a past."""
 
+    def __init__(self) -> None:
+        self.claimed_at: list[float] = []
+
     def assign(self, partition: int, nonce: str) -> Claim:
+        self.claimed_at.append(time.monotonic())
         return MemoryStore().claim(partition, nonce)
 
     def restored(self, claim: Claim) -> None:
@@ -182,6 +186,9 @@ def test_a_partition_lost_while_it_is_restored_is_claimed_again(settings: Settin
     until(lambda: 0 in worker.lags())
     assert len({claim.nonce for claim in claims}) == len(claims) == 3
     assert worker._merges[0].nonce == claims[-1].nonce
+    assert isinstance(worker.owner, Owning)
+    first, second, third = worker.owner.claimed_at
+    assert min(second - first, third - second) >= 0.3  # not as fast as it can, whatever the store does
     assert not worker.behind()
     worker.stop()
     assert worker.join(20)
