@@ -846,7 +846,15 @@ def run_round(
         this.feeder.finish()
         fed = time.monotonic()
         since = fed if this.since is None else this.since
-        done = this.until(lambda: (look := this.observer.last()) is not None and bool(look.ends) and look.lag(this.feeder.ends) == 0)
+        # A look from before the harm was done may show everything handled.
+        done = this.until(
+            lambda: (
+                (look := this.observer.last()) is not None
+                and look.at >= since + LEEWAY_S
+                and bool(look.ends)
+                and look.lag(this.feeder.ends) == 0
+            )
+        )
         if not done:
             look = this.observer.last()
             lag = look.lag(this.feeder.ends) if look else -1
