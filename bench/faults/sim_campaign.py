@@ -78,6 +78,7 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
     """Run the seeds first..end-1; with `stop` no further than the first violation."""
     from bench.faults.sim import simulate
 
+    gc.collect()
     gc.freeze()
     gc.disable()
     tally = Tally(first, end)
@@ -106,6 +107,7 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
             if stop:
                 break
     gc.enable()
+    gc.unfreeze()
     tally.seconds = round(process_time() - began, 3)
     tally.faults, tally.violations_by, tally.trace_digest = dict(faults), dict(broken), digest.hexdigest()
     return tally
