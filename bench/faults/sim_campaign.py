@@ -102,7 +102,7 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
             broken[outcome.invariant] += 1
             tally.violating_seeds.append(seed)
             if tally.first_violation is None:
-                again = f"python -m bench.faults.cli simulate --seeds {seed} --trace"
+                again = f"churnstream-faults simulate --seeds {seed} --trace"
                 tally.first_violation = {"seed": seed, "invariant": outcome.invariant, "what": outcome.violation[:2_000], "replay": again}
             if stop:
                 break
