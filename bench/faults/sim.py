@@ -43,6 +43,8 @@ from streams.snapshot import Snapshots
 REST_MS: Final = 400_000
 """I7: after the last fault, and with everything alive, all input must be handled within this (virtual) time: session timeouts,
 one watchdog period and retries, twice over."""
+BEGUN_LATE: Final = 0.1
+"""Share of the runs in which topics do not begin at offset 0."""
 AT_ONCE: Final = 0.4
 """Share of the sudden faults that happen at once, when most workers are idle; the others happen in the midst of work."""
 DECODED_BY_SLICE: Final = 0.1
@@ -88,6 +90,7 @@ class Run:
         self.schedule = Scheduler(str(seed), START_MS)
         self.broker = Broker(self.schedule, TOPICS, (SCORES, DEAD_LETTERS, ALERTS), PARTITIONS, Random(f"{seed}/broker"))
         self.redis = ModelRedis(self.schedule, PARTITIONS, Random(f"{seed}/redis"))
+        self.late = self._begin_late(Random(f"{seed}/begin"))
         exactly_once = self.random.random() < 0.4
         self._home = TemporaryDirectory(dir=MEMORY) if self.random.random() < 0.3 else None
         self.snapshots = Snapshots(Path(self._home.name), "sim") if self._home is not None else None
@@ -120,6 +123,15 @@ class Run:
         """Numbers of the arrivals that end whoever handles them."""
         self._supervised = False
         self._victim: Process | None = None
+
+    def _begin_late(self, random: Random) -> bool:
+        """Whether some topics lost their first records before anybody came."""
+        if random.random() >= BEGUN_LATE:
+            return False
+        for topic, partition in product(TOPICS, range(PARTITIONS)):
+            log = self.broker.log(topic, partition)
+            log.low = log.end = random.choice([0, 0, 1, 7])
+        return True
 
     def _prepare(self, *places: tuple[int, int]) -> None:
         """Decode what will arrive in a (topic, partition)."""
@@ -243,16 +255,11 @@ class Run:
 
     def _sudden(self) -> Sequence[Callable[[], None]]:
         """Faults that need no time of their own."""
-        return (
-            self._kill,
-            self._stop_one,
-            self._lossy_redis,
-            self._redis_away,
-            self._broker_away,
-            self._redis_goes_back,
-            self._redis_empty,
-            self._redis_loses_a_key,
-        )
+        return (self._kill, self._stop_one, self._lossy_redis, self._redis_away, self._broker_away, *self._losses())
+
+    def _losses(self) -> Sequence[Callable[[], None]]:
+        """What the store may lose. Not where topics began late: without a snapshot nobody can know that, and the worker rightly refuses."""
+        return () if self.late else (self._redis_goes_back, self._redis_empty, self._redis_loses_a_key)
 
     def _menu(self) -> Sequence[Callable[[], None]]:
         return (
@@ -268,11 +275,9 @@ class Run:
             self._broker_away,
             self._switch_model,
             self._offer_foreign_model,
-            self._redis_goes_back,
-            self._redis_goes_back,
-            self._redis_empty,
-            self._redis_loses_a_key,
             self._deadly_record,
+            *self._losses(),
+            *self._losses()[:1],
             *([self._retention, self._retention, self._snapshot_damaged] if self.snapshots is not None else []),
         )
 

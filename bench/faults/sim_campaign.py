@@ -78,6 +78,7 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
     """Run the seeds first..end-1; with `stop` no further than the first violation."""
     from bench.faults.sim import simulate
 
+    gc.collect()
     gc.freeze()
     gc.disable()
     tally = Tally(first, end)
@@ -101,11 +102,12 @@ def run(first: int, end: int, *, stop: bool = False) -> Tally:
             broken[outcome.invariant] += 1
             tally.violating_seeds.append(seed)
             if tally.first_violation is None:
-                again = f"python -m bench.faults.cli simulate --seeds {seed} --trace"
+                again = f"churnstream-faults simulate --seeds {seed} --trace"
                 tally.first_violation = {"seed": seed, "invariant": outcome.invariant, "what": outcome.violation[:2_000], "replay": again}
             if stop:
                 break
     gc.enable()
+    gc.unfreeze()
     tally.seconds = round(process_time() - began, 3)
     tally.faults, tally.violations_by, tally.trace_digest = dict(faults), dict(broken), digest.hexdigest()
     return tally
