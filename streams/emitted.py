@@ -291,19 +291,27 @@ class Outputs:
         """Without what is not above the highest offset seen of its topic."""
         high = applied.copy()
         for piece in pieces:
-            topic, offset = piece.plan[:, -1], piece.offset
-            new = np.zeros(len(piece), np.bool_)
-            for index in range(len(TOPICS)):
-                these = np.flatnonzero(topic == index)
-                if len(these):
-                    before = np.maximum.accumulate(np.concatenate([high[index : index + 1], offset[these]]))
-                    new[these] = offset[these] > before[:-1]
-                    high[index] = before[-1]
+            new = first_wins(piece.plan[:, -1], piece.offset, high)
             if new.all():
                 if len(piece):
                     yield piece
             elif new.any():
                 yield piece.pick(new)
+
+
+def first_wins(topic: npt.NDArray[Any], offset: IntArray, high: IntArray) -> npt.NDArray[np.bool_]:
+    """The reader rule: which of these records, in their order, are above the highest offset seen of their topic.
+
+    topic, offset: (n,), of the source. high: (topics,) the highest offset seen of each, -1 for none; moved on.
+    """
+    new = np.zeros(len(offset), np.bool_)
+    for index in range(len(high)):
+        these = np.flatnonzero(topic == index)
+        if len(these):
+            before = np.maximum.accumulate(np.concatenate([high[index : index + 1], offset[these]]))
+            new[these] = offset[these] > before[:-1]
+            high[index] = before[-1]
+    return new
 
 
 def _covered(piece: Emitted, applied: IntArray) -> bool:

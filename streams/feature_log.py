@@ -15,6 +15,7 @@ from features.catalog import LAYOUT_HASH, N_FEATURES, NAMES
 from features.facts import TIME, TOPICS
 from proto.errors import BadInput
 from streams.codec import RawMessage
+from streams.emitted import first_wins
 from streams.log import Log
 from streams.merge import Batch
 from streams.scores import Scored
@@ -131,14 +132,7 @@ def once(pieces: Iterable[Vectors]) -> Iterator[Vectors]:
     """By the reader rule: what is not above the highest offset seen of its topic is a repetition."""
     high = np.full(len(TOPICS), -1, np.int64)
     for piece in pieces:
-        topic, offset = piece.columns["topic"], piece.columns["offset"]
-        new = np.zeros(len(piece), np.bool_)
-        for index in range(len(TOPICS)):
-            these = np.flatnonzero(topic == index)
-            if len(these):
-                before = np.maximum.accumulate(np.concatenate([high[index : index + 1], offset[these]]))
-                new[these] = offset[these] > before[:-1]
-                high[index] = before[-1]
+        new = first_wins(piece.columns["topic"], piece.columns["offset"], high)
         yield piece if new.all() else _some(piece, new)
 
 

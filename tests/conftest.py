@@ -47,9 +47,9 @@ node id, has no effect since pytest 9.2."""
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Spreads tests one by one, those of the files above together."""
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it comes without types
 
-    class Grouped(LoadScopeScheduling):  # type: ignore[misc]  # it comes without types
+    class Grouped(LoadScopeScheduling):  # type: ignore[misc]  # as above
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::", 1)[0]
             return file if file in TOGETHER else nodeid

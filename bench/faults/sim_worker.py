@@ -49,7 +49,7 @@ ALERTS: Final = "churn-alerts"
 PROGRESS_MS: Final = 60_000
 IDLE_MS: Final = 5_000
 STOP_MS: Final = 10_000
-GLANCES_MS: Final = (3_000, 10_000, 60_000)
+GLANCES_MS: Final = (1_000, 7_000, 25_000)
 """How often the store is looked at while nothing happens; often costs steps, seldom leaves the finding to the next batch."""
 
 

@@ -17,5 +17,5 @@ def step(self: Histories, customers: Any, facts: Any, skip: Any = None) -> Any:
     return healthy(self, customers, facts, skip)
 
 
-Histories.step = step  # type: ignore[method-assign]
+Histories.step = step  # type: ignore[method-assign]  # the fault is planted so
 main()

@@ -89,7 +89,7 @@ def test_a_frozen_worker_that_thaws_changes_nothing(deployment: Deployment) -> N
     finally:
         for zombie in zombies.values():
             zombie.send_signal(signal.SIGCONT)
-    time.sleep(3)
+    time.sleep(3)  # what a thawed worker would do wrong, it does at once
     for delivery, side in sides.items():
         for worker in (successors[delivery], zombies[delivery]):
             if worker.poll() is None:
@@ -142,7 +142,7 @@ def test_a_bad_deployment_of_a_producer_pauses_the_worker(deployment: Deployment
 
     deployment.until(lambda: scrape("churn_paused") == [1.0])
     handled = deployment.handled()["events"]
-    time.sleep(5)
+    time.sleep(5)  # longer than the watchdog of this worker waits
     assert worker.poll() is None  # the watchdog knows of it
     assert deployment.handled()["events"] == handled < 3_100
     assert set(scrape("churn_accounting_residue{")) == {0.0}

@@ -21,8 +21,8 @@ from bench.faults.sim_worker import DEAD_LETTERS, SCORES
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_DATA = Path(os.environ.get("CHURN_DATA_DIR") or ROOT / ".churnstream").resolve()
-SAMPLE = 400
-"""Twenty seconds of processor time; 50,000 seeds are a command (docs/reliability.md)."""
+SAMPLE = 600
+"""Half a minute of processor time; 50,000 seeds are a command (docs/reliability.md)."""
 PIECES = 4
 """Of the sample, so that several cores share it."""
 

@@ -166,7 +166,7 @@ def test_emptying_a_queue_cancels_the_put_that_waits_for_room() -> None:
         app.flow_control.resume()
         await queue.put(1)
         waiting = asyncio.ensure_future(queue.put(2))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the task begins
         app.flow_control.clear()
         await asyncio.wait([waiting], timeout=5)
         return waiting.cancelled()

@@ -26,7 +26,7 @@ def simulated(scenario: Scenario) -> tuple[People, Truth, dict[str, Events]]:
 
 
 def plain(**knobs: object) -> Scenario:
-    return replace(Scenario(customers=1_600, months=8, process=BASE, late=0, duplicates=0, broken=0), **knobs)  # type: ignore[arg-type]
+    return replace(Scenario(customers=1_600, months=8, process=BASE, late=0, duplicates=0, broken=0), **knobs)  # type: ignore[arg-type]  # fields by name
 
 
 def test_the_page_states_the_parameters_that_are_used() -> None:

@@ -68,7 +68,7 @@ def test_the_lint_that_needs_facts_runs_over_them(simulated: Path, monkeypatch: 
     honest = build
 
     def peeping(customers: list[str], facts: np.ndarray, label: object, snapshots: tuple[int, ...], **rest: object) -> Rows:
-        rows = honest(customers, facts, label, [at + DAY_MS for at in snapshots], **rest)  # type: ignore[arg-type]
+        rows = honest(customers, facts, label, [at + DAY_MS for at in snapshots], **rest)  # type: ignore[arg-type]  # passed on as they came
         return replace(rows, at=rows.at - DAY_MS)
 
     monkeypatch.setattr(datasets, "build", peeping)

@@ -106,18 +106,18 @@ def test_a_damaged_model_is_refused_once_and_the_one_in_force_stays(shelf: Shelf
             assert reload.current().digest == good.manifest.digest
             bad = small(seed=20 + number)
             shelf.write_as_champion(bad, damage(bad))
-            until(lambda number=number: shelf.rejected == number)  # type: ignore[misc]
+            until(lambda number=number: shelf.rejected == number)  # type: ignore[misc]  # the default binds this turn's value
             tried = len(shelf.tried)
             shelf.write("artifact/other", b"anything")  # more news on the topic is no reason to try again
             shelf.write("alias/champion", orjson.dumps({"digest": bad.manifest.digest, "version": "1"}))
-            time.sleep(0.3)
+            time.sleep(0.3)  # a second try would come with the news
             assert (len(shelf.tried), shelf.rejected) == (tried, number), name
             assert reload.current().digest == good.manifest.digest
             assert reload.failure is None
             with pytest.raises(ArtifactRejected):
                 reload.by_digest(bad.manifest.digest)
             shelf.write_as_champion(bad, bad.envelope)  # put right: new bytes are tried
-            until(lambda bad=bad: reload.current().digest == bad.manifest.digest)  # type: ignore[misc]
+            until(lambda bad=bad: reload.current().digest == bad.manifest.digest)  # type: ignore[misc]  # the default binds this turn's value
             good = bad
 
 
@@ -138,13 +138,13 @@ def test_an_alias_ahead_of_its_artifact_or_without_sense_changes_nothing(shelf: 
         for senseless in (b"", b"{", b"[]", b"null", b'{"version":"1"}', b'{"digest":7}', b"\xff", None):
             shelf.write("alias/champion", senseless)
         shelf.write("alias/champion", orjson.dumps({"digest": coming.manifest.digest, "version": "1"}))
-        time.sleep(0.5)
+        time.sleep(0.5)  # nothing is to happen: there is no condition to wait for
         assert reload.current().digest == good.manifest.digest
         assert reload.failure is None
         shelf.write(f"artifact/{coming.manifest.digest}", coming.envelope)
         until(lambda: reload.current().digest == coming.manifest.digest)
         shelf.write(f"artifact/{coming.manifest.digest}", None)  # what is in force stays in force
-        time.sleep(0.3)
+        time.sleep(0.3)  # as above
         assert reload.current().digest == coming.manifest.digest
         assert reload.by_digest(coming.manifest.digest).digest == coming.manifest.digest
     assert shelf.rejected == 0
