@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -246,18 +247,19 @@ class Restorer:
         end = outputs.newest_key - 2 * self.settings.largest_batch
         began = said = time.monotonic()
         handled = 0
-        for piece in outputs.after(base.applied):
-            kept = piece.pick(piece.key <= end)
-            for batch, block in replay.recorded.batches(kept):
-                done = replay.handle(batch, block)
-                replay.move(batch, done, block)
-                draft.changed(done.customers)
-                handled += len(batch)
-            if time.monotonic() - said > _SAY_S:
-                said = time.monotonic()
-                log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
-            if len(kept) < len(piece):
-                break
+        with closing(replay.recorded):
+            for piece in outputs.after(base.applied):
+                kept = piece.pick(piece.key <= end)
+                for batch, block in replay.recorded.batches(kept):
+                    done = replay.handle(batch, block)
+                    replay.move(batch, done, block)
+                    draft.changed(done.customers)
+                    handled += len(batch)
+                if time.monotonic() - said > _SAY_S:
+                    said = time.monotonic()
+                    log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
+                if len(kept) < len(piece):
+                    break
         draft.finish(replay.position)
         self.metrics.rebuilding.labels(str(partition)).set(0)
         self.metrics.restored.labels("rebuilt").inc(handled)
@@ -278,14 +280,15 @@ class Restorer:
         replay = _Replay(self, partition, position, histories, lambda names: self.store.load(partition, names), outputs, whole=True)
         replay.expected = (*outputs.last_keys(), outputs.newest_key - 2 * self.settings.largest_batch)
         left: list[Emitted] = []
-        for piece in outputs.after(claim.applied):
-            if left:
-                left.append(piece)
-                continue
-            for batch, block in replay.recorded.batches(piece):
-                if not self._adopt_batch(replay, batch, block, nonce):
+        with closing(replay.recorded):
+            for piece in outputs.after(claim.applied):
+                if left:
                     left.append(piece)
-                    break
+                    continue
+                for batch, block in replay.recorded.batches(piece):
+                    if not self._adopt_batch(replay, batch, block, nonce):
+                        left.append(piece)
+                        break
         self.metrics.restore_differences.labels("cut").inc(outputs.conflicts)
         claim = self.store.claim(partition, nonce)
         if dict(claim.applied) != replay.position.applied:
