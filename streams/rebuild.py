@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from features.facts import OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
-from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Store, broken
+from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Store, broken, fenced
 from proto.errors import Fenced, InvariantBroken, StateDamaged
 from streams.codec import Decoder
 from streams.emitted import LETTER, MARGIN, SCORE, Emitted, Outputs, together
@@ -140,6 +140,15 @@ class Restorer:
         outputs = Outputs(self.log, s.scores, s.dead_letters, s.alerts, claim.partition, margin=max(MARGIN, s.largest_batch))
         with self.parts.part("look"):
             outputs.look()
+        try:
+            return self._restored(claim, outputs)
+        except InvariantBroken:
+            # What looks like a loss to a worker that was frozen since its claim may be what its successors have done meanwhile.
+            if self.store.standings([claim.partition])[0].nonce != claim.nonce:
+                raise fenced(claim.partition) from None
+            raise
+
+    def _restored(self, claim: Claim, outputs: Outputs) -> Claim:
         why = self._lost(claim, outputs)
         if why:
             claim = self._rebuild(claim, outputs, why)
