@@ -43,6 +43,10 @@ class ArtifactRejected(ChurnError):
     """A model artifact failed a gate; the model in service stays."""
 
 
+class Untrusted(ArtifactRejected):
+    """A model, or a decision about one, does not carry a signature that counts; the model in service stays."""
+
+
 class InvariantBroken(ChurnError):
     """Something that cannot happen happened: the worker stops and its supervisor restarts it."""
 

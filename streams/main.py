@@ -34,6 +34,7 @@ from streams.ingest import Ingest, IngestSettings
 from streams.log import KafkaLog
 from streams.metrics import Metrics
 from streams.outbox import Tail
+from streams.publishing import trust
 from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
@@ -148,6 +149,7 @@ class Worker:
             lambda envelope: load_model(envelope, money=money),
             Fallback(s.fallback_probability),
             metrics,
+            trust(s),
         )
         inputs = [s.prefixed(topic) for topic in TOPICS]
         ingest: Ingest

@@ -87,6 +87,79 @@ def test_what_lies_under_a_wrong_name_on_the_topic_is_refused(settings: Settings
 
 
 @pytest.mark.servers
+def test_the_life_of_models_by_two_persons_who_sign(
+    settings: Settings, environment: dict[str, str], churnstream: Callable[..., Completed], tmp_path: Path
+) -> None:
+    """Published, approved by the other, promoted, rolled back, put away: each once, each in the log; a stranger's word moves nothing."""
+    create(settings)
+    models = [small(seed=seed) for seed in (0, 5)]
+    first, second = (model.manifest.digest for model in models)
+    for model in models:
+        registry.save(settings.data_dir / "models", model.manifest, model.envelope)
+    for who in ("ada", "bob", "eve"):
+        assert churnstream("keys", "create", str(tmp_path / who), "--owner", who, environment=environment).code == 0
+
+    def run(who: str, *arguments: str, code: int = 0) -> Completed:
+        done = churnstream(
+            "models",
+            *arguments,
+            "--json",
+            environment=environment
+            | {
+                "CHURN_MODEL_SIGNING_KEY_FILE": str(tmp_path / who / "signing.pem"),
+                "CHURN_MODEL_PUBLIC_KEYS": f"{tmp_path / 'ada' / 'trusted.pub'},{tmp_path / 'bob' / 'trusted.pub'}",
+                "CHURN_MODEL_TWO_PERSONS": "true",
+            },
+        )
+        assert done.code == code, done.err
+        return done
+
+    def stages() -> dict[str, str]:
+        return {model["digest"]: model["stage"] for model in run("ada", "list", "--all").json()["models"]}
+
+    assert run("ada", "publish", first[:12], "--dry-run").json()["changed"] is False
+    assert stages() == {}
+    assert run("ada", "publish", first[:12]).json()["changed"]
+    assert not run("ada", "publish", first[:12]).json()["changed"]
+    assert stages() == {first: "staging"}
+    assert "another person than ada" in run("ada", "promote", first[:12], code=1).err
+    assert "another person" in run("ada", "approve", first[:12], code=2).err
+    assert "among the trusted ones" in run("eve", "approve", first[:12], code=2).err
+    assert run("bob", "approve", first[:12], "--why", "looked at").json()["changed"]
+    assert not run("bob", "approve", first[:12]).json()["changed"]
+    assert run("ada", "promote", first[:12]).json()["changed"]
+    assert not run("ada", "promote", "models:/test@champion").json()["changed"]
+    for action in ("publish", "approve", "promote"):
+        run("bob" if action == "approve" else "ada", action, second[:12])
+    assert stages() == {first: "approved", second: "champion"}
+    run("ada", "archive", "champion", code=2)
+    registry.publish(producer_config(settings), settings.prefixed("churn-models"), models[0].manifest, models[0].envelope)
+    assert stages() == {first: "approved", second: "champion"}  # neither signed nor logged: it moves nothing
+    assert run("ada", "rollback", "--dry-run").json()["decisions"][0]["digest"] == first
+    assert "not signed" in run("ada", "rollback", code=1).err  # the same hand has put the unsigned bytes there
+    assert run("ada", "publish", first[:12]).json()["changed"]
+    assert run("ada", "rollback", "--why", "too many alerts").json()["digest"] == first
+    assert run("ada", "archive", second[:12]).json()["changed"]
+    assert stages() == {first: "champion", second: "archived"}
+    assert "archived" in run("ada", "promote", second[:12], code=1).err
+
+    found = run("ada", "log").json()
+    assert found["faults"] == []
+    assert [(d["action"], d["who"]) for d in found["decisions"]] == [
+        ("publish", "ada"), ("approve", "bob"), ("promote", "ada"), ("publish", "ada"), ("approve", "bob"), ("promote", "ada"),
+        ("publish", "ada"), ("rollback", "ada"), ("archive", "ada"),
+    ]  # fmt: skip
+    for number, digest in ((3, first), (6, second), (8, first)):
+        at = datetime.fromtimestamp(found["decisions"][number - 1]["at_ms"] / 1_000, UTC).isoformat(timespec="milliseconds")
+        assert run("ada", "live-at", at).json()["digest"] == digest
+    run("ada", "live-at", "2020-01-01", code=1)
+    page = tmp_path / "card.html"
+    run("ada", "card", "champion", "--out", str(page))
+    assert "looked at" in page.read_text()
+    assert "http" not in page.read_text()
+
+
+@pytest.mark.servers
 def test_a_missing_topic_is_said(settings: Settings) -> None:
     with pytest.raises(DependencyUnreachable, match="topics create"):
         registry.read(client_config(settings), settings.prefixed("churn-models"), timeout_s=10)
@@ -128,6 +201,11 @@ def test_a_model_trained_from_topics_is_published_and_judged_alike_by_files(
 
     listed = churnstream("models", "list", "--json", environment=environment).json()["models"]
     assert [(model["digest"], model["aliases"]) for model in listed] == [(trained["digest"], ["champion"])]
+    card = churnstream("models", "card", environment=environment)
+    assert card.code == 0, card.err
+    assert all(
+        word in card.out for word in ("## Purpose", "## Label", "## Data", "## Figures: test", "## Limits", "## Risk", "## Decisions")
+    )
     assert churnstream("models", "show", "--json", environment=environment).json()["digest"] == trained["digest"]
 
     judged = churnstream("models", "evaluate", "--from-topics", *options, environment=environment)
@@ -153,6 +231,7 @@ SALES = ("data/online_retail_ii/invoices.csv.gz", "--mapping", "online_retail_ii
         (("train", "--split", "2010-12-01", "--from-topics", "--medium", "0.7"), 2, "medium"),
         (("train", "--split", "2010-01-15", "--events", *SALES), 4, "later split"),
         (("publish", "0123456789"), 2, "kept models begin so"),
+        (("live-at", "yesterday"), 2, "TIME yesterday"),
     ],
 )  # fmt: skip
 def test_misuse_is_said_with_its_exit_code(
