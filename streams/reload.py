@@ -51,7 +51,7 @@ class Reload:
         fallback: Model,
         metrics: Metrics,
         trust: Trust | None = None,
-        examine: Callable[[bytes], None] | None = None,
+        examine: Callable[[bytes], object] | None = None,
     ) -> None:
         self._settings, self._load, self._fallback, self._metrics = settings, load, fallback, metrics
         self._trust, self._examine = trust or Trust(), examine

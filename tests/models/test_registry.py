@@ -3,7 +3,9 @@
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -11,12 +13,15 @@ from confluent_kafka import Producer
 
 from bench.small_model import small
 from models import registry
-from proto.errors import ArtifactRejected, BadUsage, DependencyUnreachable
+from models.desk import Desk
+from models.signature import Trust
+from proto.errors import ArtifactRejected, BadUsage, DependencyUnreachable, Untrusted
 from streams.feed import Pace, Record, send
 from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
 from tests.conftest import Completed
 from tests.models.shop import START, rhythms
+from tests.models.test_signature import person
 
 
 def test_a_kept_model_is_read_again(tmp_path: Path) -> None:
@@ -92,69 +97,81 @@ def test_the_life_of_models_by_two_persons_who_sign(
 ) -> None:
     """Published, approved by the other, promoted, rolled back, put away: each once, each in the log; a stranger's word moves nothing."""
     create(settings)
+    producer, topic = producer_config(settings), settings.prefixed("churn-models")
     models = [small(seed=seed) for seed in (0, 5)]
     first, second = (model.manifest.digest for model in models)
-    for model in models:
-        registry.save(settings.data_dir / "models", model.manifest, model.envelope)
-    for who in ("ada", "bob", "eve"):
-        assert churnstream("keys", "create", str(tmp_path / who), "--owner", who, environment=environment).code == 0
+    signers = {who: person(tmp_path, who) for who in ("ada", "bob", "eve")}
+    trust = Trust({key.key_id: key for _, key in (signers["ada"], signers["bob"])}, two_persons=True)
+    clock = count(1_000)
 
-    def run(who: str, *arguments: str, code: int = 0) -> Completed:
-        done = churnstream(
-            "models",
-            *arguments,
-            "--json",
-            environment=environment
-            | {
-                "CHURN_MODEL_SIGNING_KEY_FILE": str(tmp_path / who / "signing.pem"),
-                "CHURN_MODEL_PUBLIC_KEYS": f"{tmp_path / 'ada' / 'trusted.pub'},{tmp_path / 'bob' / 'trusted.pub'}",
-                "CHURN_MODEL_TWO_PERSONS": "true",
-            },
-        )
-        assert done.code == code, done.err
-        return done
+    def at(who: str) -> Desk:
+        return Desk(producer, topic, signers[who][0], trust, lambda: next(clock))
+
+    def run(*arguments: str) -> dict[str, Any]:
+        of_ada = {
+            "CHURN_MODEL_SIGNING_KEY_FILE": str(tmp_path / "ada" / "signing.pem"),
+            "CHURN_MODEL_PUBLIC_KEYS": f"{tmp_path / 'ada' / 'trusted.pub'},{tmp_path / 'bob' / 'trusted.pub'}",
+            "CHURN_MODEL_TWO_PERSONS": "true",
+        }
+        done = churnstream("models", *arguments, "--json", environment=environment | of_ada)
+        assert done.code == 0, done.err
+        return done.json()
 
     def stages() -> dict[str, str]:
-        return {model["digest"]: model["stage"] for model in run("ada", "list", "--all").json()["models"]}
+        return {model["digest"]: model["stage"] for model in run("list", "--all")["models"]}
 
-    assert run("ada", "publish", first[:12], "--dry-run").json()["changed"] is False
-    assert stages() == {}
-    assert run("ada", "publish", first[:12]).json()["changed"]
-    assert not run("ada", "publish", first[:12]).json()["changed"]
+    path = str(registry.save(settings.data_dir / "models", models[0].manifest, models[0].envelope))
+    assert not run("publish", path, "--dry-run")["changed"]
+    assert not at("ada").published.envelopes
+    assert run("publish", path)["changed"]
+    assert not run("publish", first[:12])["changed"]
     assert stages() == {first: "staging"}
-    assert "another person than ada" in run("ada", "promote", first[:12], code=1).err
-    assert "another person" in run("ada", "approve", first[:12], code=2).err
-    assert "among the trusted ones" in run("eve", "approve", first[:12], code=2).err
-    assert run("bob", "approve", first[:12], "--why", "looked at").json()["changed"]
-    assert not run("bob", "approve", first[:12]).json()["changed"]
-    assert run("ada", "promote", first[:12]).json()["changed"]
-    assert not run("ada", "promote", "models:/test@champion").json()["changed"]
-    for action in ("publish", "approve", "promote"):
-        run("bob" if action == "approve" else "ada", action, second[:12])
+    with pytest.raises(ArtifactRejected, match="another person than ada"):
+        at("ada").promote(first[:12])
+    with pytest.raises(BadUsage, match="another person"):
+        at("ada").approve(first[:12])
+    with pytest.raises(BadUsage, match="among the trusted ones"):
+        at("eve")
+    bob = at("bob")
+    assert bob.approve(first[:12], "looked at").changed
+    assert not bob.approve(first[:12]).changed
+    assert at("ada").promote(first[:12]).changed
+    assert not at("bob").promote("models:/test@champion").changed
+    ada = at("ada")
+    ada.publish(models[1].envelope)
+    at("bob").approve(second)
+    ada = at("ada")
+    ada.promote(second)
+    with pytest.raises(BadUsage, match="is champion"):
+        ada.archive("champion")
     assert stages() == {first: "approved", second: "champion"}
-    run("ada", "archive", "champion", code=2)
-    registry.publish(producer_config(settings), settings.prefixed("churn-models"), models[0].manifest, models[0].envelope)
-    assert stages() == {first: "approved", second: "champion"}  # neither signed nor logged: it moves nothing
-    assert run("ada", "rollback", "--dry-run").json()["decisions"][0]["digest"] == first
-    assert "not signed" in run("ada", "rollback", code=1).err  # the same hand has put the unsigned bytes there
-    assert run("ada", "publish", first[:12]).json()["changed"]
-    assert run("ada", "rollback", "--why", "too many alerts").json()["digest"] == first
-    assert run("ada", "archive", second[:12]).json()["changed"]
-    assert stages() == {first: "champion", second: "archived"}
-    assert "archived" in run("ada", "promote", second[:12], code=1).err
+    assert run("rollback", "--dry-run")["decisions"][0]["digest"] == first
+    registry.publish(producer, topic, models[0].manifest, models[0].envelope)  # neither signed nor logged: it moves nothing
+    assert stages() == {first: "approved", second: "champion"}
+    with pytest.raises(Untrusted, match="not signed"):
+        at("ada").rollback()
+    at("ada").publish(models[0].envelope)  # signed again
+    assert run("rollback", "--why", "too many alerts")["digest"] == first
+    ada = at("ada")
+    assert ada.archive(second).changed
+    assert not ada.archive(second).changed
+    with pytest.raises(ArtifactRejected, match="archived"):
+        ada.promote(second)
+    with pytest.raises(BadUsage, match="names no model before"):
+        at("ada").rollback("shadow")
 
-    found = run("ada", "log").json()
+    found = run("log")
     assert found["faults"] == []
     assert [(d["action"], d["who"]) for d in found["decisions"]] == [
         ("publish", "ada"), ("approve", "bob"), ("promote", "ada"), ("publish", "ada"), ("approve", "bob"), ("promote", "ada"),
         ("publish", "ada"), ("rollback", "ada"), ("archive", "ada"),
     ]  # fmt: skip
-    for number, digest in ((3, first), (6, second), (8, first)):
-        at = datetime.fromtimestamp(found["decisions"][number - 1]["at_ms"] / 1_000, UTC).isoformat(timespec="milliseconds")
-        assert run("ada", "live-at", at).json()["digest"] == digest
-    run("ada", "live-at", "2020-01-01", code=1)
+    rolled_back = found["decisions"][7]["at_ms"]
+    for at_ms, digest in ((rolled_back - 1, second), (rolled_back, first)):
+        moment = datetime.fromtimestamp(at_ms / 1_000, UTC).isoformat(timespec="milliseconds")
+        assert run("live-at", moment)["digest"] == digest
     page = tmp_path / "card.html"
-    run("ada", "card", "champion", "--out", str(page))
+    run("card", "champion", "--out", str(page))
     assert "looked at" in page.read_text()
     assert "http" not in page.read_text()
 
