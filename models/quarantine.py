@@ -14,9 +14,12 @@ import resource
 import subprocess
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from features.catalog import LAYOUT_HASH
 from proto.errors import ArtifactRejected
 
 CPU_S: Final = 20
@@ -57,6 +60,27 @@ def examine(envelope: bytes, limits: Limits | None = None) -> dict[str, Any]:
     how = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"ended with code {done.returncode}"
     bounds = f"{limits.cpu_s} s of CPU and {limits.memory_bytes >> 20} MiB"
     raise ArtifactRejected(f"model refused: its trial {how}, bounds being {bounds}" + (f": {last}" if last else ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Trials with a memory: what passed is not tried again on this machine, so a worker that starts again is not held up.
+
+    directory: one empty file per model that passed, named after its bytes and the versions of Python and ONNX Runtime.
+    """
+
+    directory: Path
+    limits: Limits = Limits()
+
+    def examine(self, envelope: bytes) -> None:
+        """Raises ArtifactRejected when the model does not pass."""
+        with_what = f"{sys.version_info[:3]} {version('onnxruntime')} {LAYOUT_HASH} ".encode()
+        passed = self.directory / sha256(with_what + envelope).hexdigest()
+        if passed.exists():
+            return
+        examine(envelope, self.limits)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        passed.touch()
 
 
 def _confine(cpu_s: int, memory_bytes: int) -> None:

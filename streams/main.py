@@ -22,7 +22,7 @@ from confluent_kafka.cimpl import NewTopic
 from features.facts import TOPICS
 from features.redis_store import RedisStore
 from features.store import Claim
-from models.quarantine import examine
+from models.quarantine import Quarantine
 from proto.errors import BadInput, DependencyUnreachable
 from scoring.fallback import Fallback
 from scoring.reasons import Money
@@ -151,7 +151,7 @@ class Worker:
             Fallback(s.fallback_probability),
             metrics,
             trust(s),
-            examine,
+            Quarantine(s.data_dir / "tried").examine,
         )
         inputs = [s.prefixed(topic) for topic in TOPICS]
         ingest: Ingest
