@@ -47,6 +47,10 @@ class Untrusted(ArtifactRejected):
     """A model, or a decision about one, does not carry a signature that counts; the model in service stays."""
 
 
+class MemoryOutgrown(ChurnError):
+    """The worker has grown beyond its limit and stopped in order: its supervisor starts it afresh."""
+
+
 class InvariantBroken(ChurnError):
     """Something that cannot happen happened: the worker stops and its supervisor restarts it."""
 
