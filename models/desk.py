@@ -60,6 +60,7 @@ class Desk:
         self._producer, self._topic, self._signer, self._now, self._dry_run = producer, topic, signer, now, dry_run
         self.published = registry.read(producer, topic, trust, timeout_s=timeout_s)
         self._envelopes = dict(self.published.envelopes)
+        self._read_to = dict(self.published.ends)
 
     def publish(self, envelope: bytes, why: str = "") -> Done:
         """Put a model on the topic, in staging: no alias stands for it yet. Raises ArtifactRejected for a bad one."""
@@ -152,8 +153,8 @@ class Desk:
             ledger.note(decision.encode())  # what follows from it is tried too
             return Done(digest, version, decision)
         partition, offset = registry.send(self._producer, self._topic, decision.key, decision.encode())
-        since = {**self.published.ends, partition: self.published.ends.get(partition, 0)}
-        for found, at, key, value in registry.records(self._producer, self._topic, since):
+        for found, at, key, value in registry.records(self._producer, self._topic, self._read_to):
+            self._read_to[found] = at + 1
             if (found, at) < (partition, offset) and key.startswith(LOG):
                 ledger.note(value)
         ledger.note(decision.encode())
