@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from features.catalog import LAYOUT_HASH, N_FEATURES
 from models import graph
 from models.graph import Forest
+from models.signature import envelope_of
 from proto.errors import ArtifactRejected
 
 MAX_ENVELOPE_BYTES: Final = 32 * 1024 * 1024 - 64 * 1024
@@ -164,9 +165,10 @@ def pack(manifest: Manifest, onnx: bytes, tables: Tables) -> bytes:
 def unpack(envelope: bytes, *, digest: str | None = None, layout_hash: str = LAYOUT_HASH, n_features: int = N_FEATURES) -> Artifact:
     """The model in an envelope, every check passed: sizes, digests, feature layout, graph structure, tables.
 
+    A signature before it is passed over, not checked: that is the part of models.signature.Trust, and comes first.
     digest: what the model must be; None accepts any. Raises ArtifactRejected, and nothing else, for any bytes whatever.
     """
-    reader = _Reader(_decompress(envelope))
+    reader = _Reader(_decompress(envelope_of(envelope)))
     if reader.take(len(MAGIC)) != MAGIC:
         raise ArtifactRejected("model artifact refused: it does not begin like one")
     canonical = reader.take(reader.u32(MAX_MANIFEST_BYTES, "bytes of manifest"))

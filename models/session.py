@@ -16,6 +16,8 @@ from proto.errors import ArtifactRejected
 Vectors = npt.NDArray[np.float32]
 
 ROWS: Final = 16
+GOLDEN_TOLERANCE: Final = 1e-6
+"""Between machines: the C library's exp may differ in the last bit, the sums of leaves do not."""
 BATCHES: Final = (1, 2, 3, 7, 16, 50, 513, 1000)
 """Batch sizes the gate tries."""
 
@@ -58,3 +60,18 @@ class Session:
             parts = [self.probabilities(vectors[start : start + size]) for start in range(0, len(vectors), size)]
             differs |= np.concatenate(parts).view(np.uint32) != reference
         return int(differs.sum())
+
+    def prove(self, golden: Vectors, expected: Vectors) -> Vectors:
+        """Probabilities of the golden rows (k, n_features), which scored `expected` (k,) at the trainer.
+
+        Raises ArtifactRejected when one is no probability, is another one, or depends on the size of its batch.
+        """
+        found = self.probabilities(golden)
+        if not np.all((found >= 0) & (found <= 1)):
+            raise ArtifactRejected("model refused: a golden row scores what is no probability")
+        apart = float(np.max(np.abs(found - expected)))
+        if not apart <= GOLDEN_TOLERANCE:
+            raise ArtifactRejected(f"model refused: golden rows score {apart:.1e} apart from the trainer's")
+        if dependent := self.batch_dependent_rows(golden):
+            raise ArtifactRejected(f"model refused: {dependent} golden rows depend on the size of their batch")
+        return found

@@ -34,6 +34,7 @@ GROUPS: dict[str, Group] = {
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
     "simulate": Group("streams.commands.simulate", "A population with known causes, as files or on the topics."),
     "models": Group("streams.commands.models", "Train models, publish them, see how good they are."),
+    "keys": Group("streams.commands.keys", "The key pairs models are signed with."),
     "dlq": Group("streams.commands.dlq", "Look at the records that could not be used, send them back."),
     "schema": Group("streams.commands.schema", "The contracts of events and scores as JSON Schema."),
     "state": Group("streams.commands.state", "Look at what is stored of a customer."),

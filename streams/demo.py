@@ -117,6 +117,7 @@ def backlog_rate(append_ms: Sequence[int]) -> float:
 
 def run(console: Console, *, keep: bool, rate: float, tail: int) -> dict[str, Any]:
     """The whole demo; returns the summary. Raises ChurnError naming the step that failed."""
+    from streams.publishing import own_keys
     from streams.settings import load
     from streams.stack import from_settings, up
 
@@ -129,7 +130,7 @@ def run(console: Console, *, keep: bool, rate: float, tail: int) -> dict[str, An
         started.endpoints.kafka,
         started.endpoints.redis,
         "demo",
-        {"CHURN_CURRENCY": "GBP", "CHURN_BATCH_MAX_EVENTS": BATCH},
+        {"CHURN_CURRENCY": "GBP", "CHURN_BATCH_MAX_EVENTS": BATCH, **own_keys(settings.data_dir / "keys" / "demo", "demo")},
     )
     if started.started:
         console.say(f"    {' and '.join(started.started)} up in {started.seconds:.1f} s")

@@ -23,6 +23,7 @@ from confluent_kafka.cimpl import NewTopic
 from features.facts import TOPICS
 from features.redis_store import RedisStore
 from features.store import Claim
+from models.quarantine import Quarantine
 from proto.errors import BadInput, DependencyUnreachable, MemoryOutgrown
 from scoring.fallback import Fallback
 from scoring.reasons import Money
@@ -35,6 +36,7 @@ from streams.ingest import Ingest, IngestSettings
 from streams.log import KafkaLog
 from streams.metrics import Metrics
 from streams.outbox import Tail
+from streams.publishing import trust
 from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
@@ -155,6 +157,8 @@ class Worker:
             lambda envelope: load_model(envelope, money=money),
             Fallback(s.fallback_probability),
             metrics,
+            trust(s),
+            Quarantine(s.data_dir / "tried").examine,
         )
         inputs = [s.prefixed(topic) for topic in TOPICS]
         ingest: Ingest

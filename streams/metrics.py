@@ -111,7 +111,14 @@ class Metrics:
             "churn_store_memory_ratio", "Memory in use by maxmemory of the fullest Redis server, 0 without a limit.", registry=self.registry
         )
         self.store_writable = Gauge("churn_store_writable", "0 while a Redis server refuses writes for its disk.", registry=self.registry)
-        self.rejected_models = Counter("churn_models_rejected", "Artifacts that failed a gate.", registry=self.registry)
+        self.rejected_models = Counter(
+            "churn_models_rejected",
+            "Models, and decisions about them, that were refused, by what was wrong: signature, artifact.",
+            ["what"],
+            registry=self.registry,
+        )
+        for what in ("signature", "artifact"):
+            self.rejected_models.labels(what)
 
     def model_in_force(self, version: str, digest: str) -> None:
         """Name the one model that scores from now on."""

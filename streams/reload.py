@@ -9,20 +9,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from proto.errors import ArtifactRejected, DependencyUnreachable
+from models.ledger import CHAMPION, LOG, Ledger
+from models.registry import ALIAS, ARTIFACT, digest_of
+from models.signature import Trust
+from proto.errors import ArtifactRejected, DependencyUnreachable, Untrusted
 from streams.metrics import Metrics
 from streams.scores import Model
 
 log = logging.getLogger(__name__)
 
-ALIAS: Final = "alias/champion"
-ARTIFACT: Final = "artifact/"
 WAIT_S: Final = 0.5
 KEPT: Final = 3
 """Loaded models remembered: the one in force, and those an open intent may name."""
+FORMER: Final = 5
+"""Former champions a worker without a model tries when the champion is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,38 @@ class Reload:
     """Reads the model topic in a thread. The engine asks `current` only between two batches, so a batch never mixes models.
 
     load: envelope bytes to a model ready to score; raises ArtifactRejected. Where each artifact lies is remembered, not its bytes.
+    trust: whose signatures count, on models and on what is said about them. examine: tries an envelope where it can do no harm, before
+    it is loaded here; raises ArtifactRejected.
     """
 
-    def __init__(self, settings: ReloadSettings, load: Callable[[bytes], Model], fallback: Model, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: ReloadSettings,
+        load: Callable[[bytes], Model],
+        fallback: Model,
+        metrics: Metrics,
+        trust: Trust | None = None,
+        examine: Callable[[bytes], object] | None = None,
+    ) -> None:
         self._settings, self._load, self._fallback, self._metrics = settings, load, fallback, metrics
+        self._trust, self._examine = trust or Trust(), examine
+        self._ledger = Ledger(self._trust)
         self._current: Model = fallback
         self._places: dict[str, tuple[int, int]] = {}
         self._loaded: dict[str, Model] = {}
-        self._wanted: str | None = None
+        self._wanted: str | None = None  # by the alias record; counts where no key is trusted
+        self._newest: tuple[str, bytes] = ("", b"")  # the artifact read last: the alias that follows most likely means it
         self._refused: set[str] = set()
+        self._unapproved: set[str] = set()
         self._ends: set[int] = set()
         self._complete = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.failure: BaseException | None = None
+        if self._trust.checks:
+            log.info("models: signatures are checked; trusted are %s", self._trust.names)
+        else:
+            log.warning("models: signatures are not checked, whoever can write %s decides (CHURN_MODEL_PUBLIC_KEYS)", settings.topic)
 
     def start(self) -> None:
         """Start following; returns when the topic has been read to its end once. Raises DependencyUnreachable."""
@@ -81,10 +101,9 @@ class Reload:
             return self._fallback
         if digest in self._loaded:
             return self._loaded[digest]
-        place = self._places.get(digest)
-        if place is None:
+        if digest not in self._places:
             raise ArtifactRejected(f"model {digest[:16]}: not on {self._settings.topic}; an open batch needs it: publish it again")
-        return self._remember(digest, self._fetch(*place))
+        return self._remember(digest)
 
     # -- the thread
 
@@ -126,6 +145,8 @@ class Reload:
             while not self._stop.is_set():
                 message = consumer.poll(WAIT_S)
                 if message is None:
+                    if self._complete.is_set():
+                        self._switch()  # what could not be fetched is tried again
                     continue
                 place: Any = message.partition(), message.offset()  # both known of a record, and of an end of partition
                 failure = message.error()
@@ -146,46 +167,91 @@ class Reload:
         key = raw_key.decode("utf-8", "replace")
         if key.startswith(ARTIFACT):
             digest = key.removeprefix(ARTIFACT)
+            self._newest = ("", b"")
             if value is None:
                 self._places.pop(digest, None)
             else:
                 self._places[digest] = (partition, offset)
                 self._refused.discard(digest)
-        elif key == ALIAS:
+                self._newest = (digest, value)
+            return
+        if key.startswith((ALIAS, LOG)):
             try:
-                self._wanted = None if value is None else str(orjson.loads(value)["digest"])
-            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                log.error(
-                    "models: %s[%d] offset %d: not an alias (%s); the model in force stays", self._settings.topic, partition, offset, error
+                self._ledger.note(value)
+            except Untrusted as error:
+                self._refuse(error, f"{self._settings.topic}[{partition}] offset {offset}")
+        if key == f"{ALIAS}{CHAMPION}":
+            digest = "" if value is None else digest_of(value)
+            if value is not None and not digest:
+                log.error("models: %s[%d] offset %d: not an alias; the model in force stays", self._settings.topic, partition, offset)
+            elif self._trust.checks and digest and digest != self._ledger.target(CHAMPION) and digest != self._wanted:
+                self._refuse(
+                    Untrusted(f"alias champion to {digest[:16]} is not the newest signed decision"),
+                    f"{self._settings.topic}[{partition}] offset {offset}",
                 )
+            self._wanted = digest or (None if value is None else self._wanted)
+
+    def _candidates(self) -> list[str]:
+        """Digests that should be in force, best first: the champion, and for a worker without any model the champions before it."""
+        targets = self._ledger.targets(CHAMPION)
+        named = self._ledger.target(CHAMPION) if self._trust.checks else self._wanted
+        if not named:
+            return []
+        former = [decision.digest for decision in targets] if self._current is self._fallback else []
+        return list(dict.fromkeys([named, *former]))[:FORMER]
 
     def _switch(self) -> None:
-        digest = self._wanted
-        if digest is None or digest == self._current.digest or digest in self._refused or digest not in self._places:
+        for digest in self._candidates():
+            if digest == self._current.digest:
+                return
+            if digest in self._refused or digest not in self._places:
+                continue
+            if missing := self._ledger.missing_approval(digest):
+                if digest not in self._unapproved:
+                    self._unapproved.add(digest)
+                    self._refuse(Untrusted(missing), f"model {digest[:16]}")
+                continue
+            try:
+                model = self._remember(digest)
+            except ArtifactRejected as error:
+                # Not tried again: the same bytes would fail again.
+                self._refused.add(digest)
+                self._refuse(error, f"model {digest[:16]}")
+                continue
+            except DependencyUnreachable as error:
+                log.warning("models: %s; tried again", error)
+                return
+            self._current = model
+            log.info("model %s (%s) in force from the next batch on", model.version, digest[:16])
             return
-        try:
-            model = self._remember(digest, self._fetch(*self._places[digest]))
-        except ArtifactRejected as error:
-            # Not tried again: the same bytes would fail again.
-            self._refused.add(digest)
-            self._metrics.rejected_models.inc()
-            log.error("model %s refused, %s stays in force: %s", digest[:16], self._current.version or "the fallback", error)
-            return
-        self._current = model
-        log.info("model %s (%s) in force from the next batch on", model.version, digest[:16])
 
-    def _remember(self, digest: str, envelope: bytes) -> Model:
-        model = self._load(envelope)
-        if model.digest != digest:
-            raise ArtifactRejected(f"artifact/{digest[:16]} holds model {model.digest[:16]}")
-        self._loaded[digest] = model
+    def _refuse(self, error: ArtifactRejected, what: str) -> None:
+        kind = "signature" if isinstance(error, Untrusted) else "artifact"
+        self._metrics.rejected_models.labels(kind).inc()
+        log.error("%s: refused, %s stays in force: %s", what, self._current.version or "the fallback", error)
+
+    def _remember(self, digest: str) -> Model:
+        model = self._loaded.get(digest)
+        if model is None:
+            envelope = self._trust.open(self._fetch(digest), digest)
+            if self._examine is not None:
+                self._examine(envelope)
+            model = self._load(envelope)
+            if model.digest != digest:
+                raise ArtifactRejected(f"artifact/{digest[:16]} holds model {model.digest[:16]}")
+        self._loaded.pop(digest, None)
+        self._loaded[digest] = model  # the newest last
         for old in list(self._loaded)[:-KEPT]:
             if old != self._current.digest:
                 self._loaded.pop(old, None)
         return model
 
-    def _fetch(self, partition: int, offset: int) -> bytes:
+    def _fetch(self, digest: str) -> bytes:
+        newest, held = self._newest
+        if newest == digest:
+            return held
         s = self._settings
+        partition, offset = self._places[digest]
         consumer = self._consumer()
         try:
             consumer.assign([TopicPartition(s.topic, partition, offset)])

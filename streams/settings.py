@@ -169,6 +169,18 @@ class Settings(BaseSettings):
         description="Share of dead letters in a minute (of 1,000 records or more) above which a worker pauses; 1 = it never does.",
     )
 
+    # Models
+    model_public_keys: str = Field(
+        "",
+        description="Ed25519 keys whose signatures on models count: keys, files or directories of *.pub, comma-separated; "
+        "empty = signatures are not checked.",
+    )
+    model_signing_key: SecretStr = Field(SecretStr(""), description="PEM of the Ed25519 key that publishes and approves; empty = unsigned.")
+    model_signer: str = Field("", pattern=r"^[A-Za-z0-9._@-]{0,64}$", description="Who publishes and approves; empty = the user's name.")
+    model_two_persons: bool = Field(
+        False, description="Only a model that another person than its publisher has approved may become champion."
+    )
+
     # Scores
     fallback_probability: float = Field(0.5, ge=0, le=1, description="Probability of a score made while no model is loaded.")
     alert_hysteresis: float = Field(

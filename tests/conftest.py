@@ -88,7 +88,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterato
 def settings(servers: Servers, tmp_path: Path) -> Settings:
     """Settings of a deployment that only this test knows: own topic prefix, Redis namespace, consumer group and data directory.
 
-    The compiled kernels in it are those of all tests: compiling them anew for every command costs 20 s of CPU.
+    The compiled kernels in it are those of all tests: compiling them anew for every command costs 20 s of CPU. So are the names of the
+    models that were tried: a trial costs a second.
     """
     from pydantic import SecretStr
 
@@ -99,6 +100,8 @@ def settings(servers: Servers, tmp_path: Path) -> Settings:
     kernels.mkdir(parents=True, exist_ok=True)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "numba").symlink_to(kernels)
+    (kernels.parent / "tried").mkdir(exist_ok=True)
+    (tmp_path / "data" / "tried").symlink_to(kernels.parent / "tried")
     return Settings(
         kafka_bootstrap_servers=servers.kafka,
         redis_url=SecretStr(servers.redis),

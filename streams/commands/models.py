@@ -1,4 +1,4 @@
-"""`churnstream models`: train, publish, look at and judge models."""
+"""`churnstream models`: train and judge models; publishing them is in streams.commands.registry."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streams.commands import registry as desk
+
 if TYPE_CHECKING:
     from models.artifact import Manifest
     from streams.settings import Settings
     from streams.training import Facts
 
 app = typer.Typer(no_args_is_help=True)
+desk.add_to(app)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 FromTopics = Annotated[bool, typer.Option("--from-topics", help="Take the events of the input topics up to their present end.")]
 Events = Annotated[list[Path] | None, typer.Option("--events", metavar="FILE", help="Take the events of files; may be repeated.")]
@@ -214,101 +217,14 @@ def _test_of(manifest: Manifest) -> Any:
     return manifest.metrics.get("test") or manifest.metrics["validation"]
 
 
-@app.command(epilog="Example: churnstream models publish 3fb0c1d2")
-def publish(
-    model: Annotated[str, typer.Argument(help="Digest of a model kept here (8 digits or more), or an artifact file.")],
-    dry_run: Annotated[bool, typer.Option(help="Check it, publish nothing.")] = False,
-    json_output: Json = False,
-) -> None:
-    """Check a model and publish it as champion; running workers take it over between two batches. A second time changes nothing."""
-    from models import registry
-    from proto.errors import BadInput
-    from scoring.scorer import load as open_scorer
-    from streams.console import Console
-    from streams.settings import load
-
-    console = Console(json_output=json_output)
-    settings = load()
-    if Path(model).is_file():
-        try:
-            envelope = Path(model).read_bytes()
-        except OSError as error:
-            raise BadInput(f"{model}: {error.strerror}; `churnstream models train` says where it keeps a model") from error
-    else:
-        envelope = registry.take(settings.data_dir / "models", model)
-    # Opened as a worker would open it: golden rows, batch sizes.
-    manifest = open_scorer(envelope).manifest
-    changed = not dry_run and _publish(settings, manifest, envelope)
-    done = "would publish" if dry_run else "published" if changed else "no changes: already published"
-    console.say(f"{done} {manifest.version} ({manifest.digest[:16]}) as champion")
-    console.result({**_summary(manifest), "published": not dry_run, "changed": changed})
-
-
 def _publish(settings: Settings, manifest: Manifest, envelope: bytes) -> bool:
-    from models import registry
-    from streams.topics import MODELS, producer_config
+    """Into service, or where two persons are asked for into staging; whether that changed anything."""
+    from streams.publishing import release
 
-    return registry.publish(producer_config(settings), settings.prefixed(MODELS), manifest, envelope)
-
-
-@app.command("list", epilog="Example: churnstream models list")
-def list_models(
-    local: Annotated[bool, typer.Option("--local", help="Models kept on this machine; Kafka is not asked.")] = False,
-    json_output: Json = False,
-) -> None:
-    """Every model on the model topic, oldest first, and which one is in service; with --local those kept here."""
-    from models import registry
-    from models.artifact import unpack
-    from proto.errors import ArtifactRejected
-    from streams.console import Console
-    from streams.settings import load
-
-    console = Console(json_output=json_output)
-    directory = load().data_dir / "models"
-    published = None if local else _published()
-    digests = registry.kept(directory) if published is None else list(published.envelopes)
-    models = []
-    for digest in digests:
-        aliases = [] if published is None else sorted(name for name, target in published.aliases.items() if target == digest)
-        try:
-            artifact = unpack(registry.take(directory, digest), digest=digest) if published is None else published.artifact(digest)
-            models.append({**_summary(artifact.manifest), "aliases": aliases, "refused": None})
-        except ArtifactRejected as error:
-            # One bad record must not hide the good ones.
-            models.append({"version": None, "digest": digest, "label": None, "auc": None, "aliases": aliases, "refused": str(error)})
-    columns = ("version", "digest", "alias", "label", "AUC", "refused")
-    cells = [(m["version"], m["digest"][:16], ", ".join(m["aliases"]), m["label"], m["auc"], m["refused"]) for m in models]
-    if cells:
-        console.table(columns, cells)
-    else:
-        console.say("no models yet: `churnstream models train --help` says how to make one")
-    console.result({"models": models})
-
-
-@app.command(epilog="Example: churnstream models show")
-def show(
-    digest: Annotated[str | None, typer.Argument(help="Digest of a published model, or its beginning; default: the champion.")] = None,
-    json_output: Json = False,
-) -> None:
-    """The manifest of a published model: what it is, on what it was trained, how it did."""
-    import orjson
-
-    from proto.errors import BadUsage
-    from streams.console import Console
-
-    console = Console(json_output=json_output)
-    published = _published()
-    if digest is None:
-        artifact = published.champion()
-    else:
-        found = [known for known in published.envelopes if known.startswith(digest)]
-        if len(found) != 1:
-            raise BadUsage(f"{digest}: {len(found)} published models begin so; `churnstream models list` shows them")
-        artifact = published.artifact(found[0])
-    body = artifact.manifest.model_dump(mode="json")
-    if not json_output:
-        console.say(orjson.dumps(body, option=orjson.OPT_INDENT_2).decode())
-    console.result({"digest": artifact.digest, **body})
+    released = release(settings, manifest, envelope)
+    if released.waits:
+        typer.echo(f"in staging: {released.waits}", err=True)
+    return released.changed
 
 
 @app.command(epilog="Example: churnstream models evaluate --from-topics --split 2010-12-01 --scores")
@@ -403,25 +319,14 @@ def _live(settings: Settings, parts: list[Facts], label: Any, from_ms: int, know
 
 
 def _published() -> Any:
-    from models import registry
+    from streams.publishing import published
     from streams.settings import load
-    from streams.topics import MODELS, client_config
 
-    settings = load()
-    return registry.read(client_config(settings), settings.prefixed(MODELS), timeout_s=settings.dependency_timeout_s)
+    return published(load())
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
-    test: Any = manifest.metrics.get("test") or manifest.metrics.get("validation") or {}
-    return {
-        "name": manifest.name,
-        "version": manifest.version,
-        "digest": manifest.digest,
-        "label": manifest.label.get("name"),
-        "auc": test.get("auc"),
-        "auc_interval": test.get("auc_interval"),
-        "features_used": len(manifest.features_used),
-    }
+    return desk.summary(manifest)
 
 
 def _say(say: Any, manifest: Manifest) -> None:

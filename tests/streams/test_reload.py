@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import orjson
 import pytest
@@ -12,7 +13,9 @@ from confluent_kafka import Producer
 
 from bench.small_model import Small, small
 from models import registry
-from proto.errors import ArtifactRejected
+from models.desk import Desk
+from models.signature import Signer, Trust
+from proto.errors import ArtifactRejected, ChurnError
 from scoring.fallback import Fallback
 from scoring.scorer import load
 from streams.metrics import Metrics
@@ -20,6 +23,7 @@ from streams.reload import Reload, ReloadSettings
 from streams.scores import Model
 from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
+from tests.models.test_signature import person
 
 pytestmark = pytest.mark.servers
 
@@ -51,17 +55,24 @@ class Shelf:
         return load(envelope)
 
     @contextmanager
-    def worker(self) -> Iterator[Reload]:
-        reload = Reload(ReloadSettings(client_config(self.settings), self.topic, 10), self._load, Fallback(0.5), self.metrics)
+    def worker(self, trust: Trust | None = None) -> Iterator[Reload]:
+        reload = Reload(ReloadSettings(client_config(self.settings), self.topic, 10), self._load, Fallback(0.5), self.metrics, trust)
         reload.start()
         try:
             yield reload
         finally:
             reload.stop()
 
+    def desk(self, signer: Signer, trust: Trust) -> Desk:
+        return Desk(producer_config(self.settings), self.topic, signer, trust, lambda: 1_000)
+
+    @property
+    def unsigned(self) -> float:
+        return float(self.metrics.registry.get_sample_value("churn_models_rejected_total", {"what": "signature"}) or 0)
+
     @property
     def rejected(self) -> float:
-        return float(self.metrics.registry.get_sample_value("churn_models_rejected_total") or 0)
+        return float(self.metrics.registry.get_sample_value("churn_models_rejected_total", {"what": "artifact"}) or 0)
 
 
 @pytest.fixture
@@ -148,3 +159,64 @@ def test_an_alias_ahead_of_its_artifact_or_without_sense_changes_nothing(shelf: 
         assert reload.current().digest == coming.manifest.digest
         assert reload.by_digest(coming.manifest.digest).digest == coming.manifest.digest
     assert shelf.rejected == 0
+
+
+def test_with_public_keys_only_what_is_signed_moves_the_worker(shelf: Shelf, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (ada, of_ada), (eve, _) = person(tmp_path, "ada"), person(tmp_path, "eve")
+    trust = Trust({of_ada.key_id: of_ada})
+    good, bad, worse, better = (small(seed=seed) for seed in (0, 5, 7, 6))
+    desk = shelf.desk(ada, trust)
+    desk.publish(good.envelope)
+    first = desk.promote(good.manifest.digest).decision
+    assert first is not None
+    with shelf.worker(trust) as reload:
+
+        def stays(model: Small, refused: int) -> None:
+            until(lambda: shelf.unsigned == refused)
+            assert reload.current().digest == model.manifest.digest
+            assert reload.failure is None
+
+        stays(good, 0)
+        shelf.publish(bad)  # neither the model nor the alias is signed
+        stays(good, 1)
+        stranger = shelf.desk(eve, Trust())
+        stranger.publish(worse.envelope)
+        stranger.promote(worse.manifest.digest)  # in the log twice, and under the alias
+        stays(good, 4)
+        desk = shelf.desk(ada, trust)
+        desk.publish(better.envelope)
+        shelf.write(f"artifact/{better.manifest.digest}", better.envelope)  # somebody takes the signature away
+        desk.promote(better.manifest.digest)
+        stays(good, 5)
+        shelf.desk(ada, trust).publish(better.envelope)
+        until(lambda: reload.current().digest == better.manifest.digest)
+        shelf.write("alias/champion", first.encode())  # genuine, but of yesterday
+        stays(better, 6)
+        assert "not signed" in caplog.text
+        assert "is not trusted" in caplog.text
+        shelf.desk(ada, trust).rollback()
+        until(lambda: reload.current().digest == good.manifest.digest)
+    with shelf.worker(trust) as reload:  # and a worker that starts on all this
+        assert reload.current().digest == good.manifest.digest
+
+
+def test_a_worker_that_starts_on_a_damaged_champion_takes_the_one_before(shelf: Shelf) -> None:
+    good, bad = small(), small(seed=5)
+    desk = shelf.desk(Signer("ada"), Trust())
+    for model in (good, bad):
+        desk.publish(model.envelope)
+        desk.promote(model.manifest.digest)
+    shelf.write(f"artifact/{bad.manifest.digest}", bad.envelope[:-1])
+    with shelf.worker() as reload:
+        assert reload.current().digest == good.manifest.digest
+        assert shelf.rejected == 1
+        shelf.write(f"artifact/{bad.manifest.digest}", bad.envelope)
+        until(lambda: reload.current().digest == bad.manifest.digest)
+
+
+def test_two_desks_at_once_do_not_both_win(shelf: Shelf) -> None:
+    ada, bob = (shelf.desk(Signer(name), Trust()) for name in ("ada", "bob"))
+    ada.publish(small().envelope)
+    with pytest.raises(ChurnError, match="at the same time"):
+        bob.publish(small(seed=5).envelope)
+    shelf.desk(Signer("bob"), Trust()).publish(small(seed=5).envelope)
