@@ -64,7 +64,7 @@ def run(
     curve: tuple[float, ...] = (),
     blind: bool = False,
     tune: tuning.Wish | None = None,
-    rival: Callable[[Rows], safety.Rival | None] = lambda test: None,
+    rival: Callable[[Rows, str], safety.Rival | None] = lambda test, label: None,
     say: Callable[[str], None],
 ) -> Run:
     """The whole way. curve, blind: also a learning curve, and which hidden causes the vector cannot see. rival: the model in service.
@@ -144,7 +144,7 @@ def run(
         policy,
         session=trained.session,
         names=group_names(settings),
-        rival=rival(test),
+        rival=rival(test, label.name),
     )
     errors = sum(finding.error for finding in dataset.findings)
     leaks = attainable.Row("leakage", 0.0, float(errors), at_most=True, note="errors of the lint")
