@@ -94,6 +94,9 @@ def _bounds(parts: list[Facts]) -> tuple[int, int]:
 )
 def train(
     split: Annotated[str | None, typer.Option(metavar="DAY", help="Where training ends and testing begins, YYYY-MM-DD (UTC).")] = None,
+    first_cutoff: Annotated[
+        str | None, typer.Option("--first", metavar="DAY", help="First training cut-off; default: 90 days after the first event.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="simulated", help="Simulate a population and train on it (docs/simulation.md).")
     ] = None,
@@ -170,7 +173,8 @@ def train(
     parts = _facts(settings, from_topics, events, mapping)
     first, newest = _bounds(parts)
     label = _label(label_name, label_days, active_days)
-    plan = Split(split_ms, first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS, newest, label)
+    opening = judging.day(first_cutoff) if first_cutoff else first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS
+    plan = Split(split_ms, opening, newest, label)
     cutoffs = [*plan.train_cutoffs(), *plan.test_cutoffs()]
     rows = concatenate(
         [build(part.customers, part.facts, label, cutoffs, events=(plan.first, plan.train_last), known_to_ms=newest) for part in parts]
