@@ -25,18 +25,18 @@ class Campaign:
     budget: float | None = None
 
     @property
-    def contacts(self) -> int:
-        """The bound on contacts that follows from capacity and budget; 0 = none."""
-        bounds = [
-            bound for bound in (self.capacity, int(self.budget / self.cost) if self.budget is not None and self.cost > 0 else 0) if bound
-        ]
-        return min(bounds) if bounds else 0
+    def contacts(self) -> int | None:
+        """The bound on contacts that follows from capacity and budget; None = none."""
+        bounds = [self.capacity] if self.capacity else []
+        if self.budget is not None and self.cost > 0:
+            bounds.append(int(self.budget / self.cost))
+        return min(bounds, default=None)
 
 
-def contacted(score: Floats, at: Ints, threshold: float, most: int) -> npt.NDArray[np.bool_]:
-    """Who is contacted: scores (n,) from the threshold on, at each instant the highest `most` of them (0 = all)."""
+def contacted(score: Floats, at: Ints, threshold: float, most: int | None) -> npt.NDArray[np.bool_]:
+    """Who is contacted: scores (n,) from the threshold on, at each instant the highest `most` of them (None = all)."""
     chosen: npt.NDArray[np.bool_] = score >= threshold
-    if most:
+    if most is not None:
         for instant in np.unique(at).tolist():
             here = np.flatnonzero(chosen & (at == instant))
             if len(here) > most:

@@ -50,6 +50,7 @@ class Run:
     rows: int
     findings: list[lint.Finding]
     quality: dict[str, Any]
+    split: Split
     directory: Path
 
 
@@ -150,7 +151,7 @@ def run(
     leaks = attainable.Row("leakage", 0.0, float(errors), at_most=True, note="errors of the lint")
     gates = [*attainable.table(reached, known, told, policy), leaks, *found.gates]
     done("gates", f"{sum(row.passed for row in gates)} of {len(gates)} passed")
-    return Run(trained, gates, found, known, told, causes, seconds, len(rows), dataset.findings, dataset.quality, directory)
+    return Run(trained, gates, found, known, told, causes, seconds, len(rows), dataset.findings, dataset.quality, split, directory)
 
 
 def group_names(settings: Settings) -> dict[int, str]:
