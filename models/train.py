@@ -16,7 +16,7 @@ from features.window import DAY_MS
 from models import baseline, calibrate, evaluate, export, gates, graph, trees
 from models.artifact import Calibration, Manifest, Tables, Thresholds, pack
 from models.calibrate import Platt
-from models.compete import Contender, compete, slices
+from models.compete import Contender, Slice, compete, slices
 from models.dataset import SNAPSHOT, Rows
 from models.learners import LEARNERS, QUICK, Columns, Fitted, Learner
 from models.session import Session
@@ -129,7 +129,7 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
     gates.check_auc(best.auc, "validation", allow=options.allow_high_auc)
     platt = calibrate.fit(best.late, late.y)
     late_score = platt.probabilities(best.late)[snapshot]
-    thresholds = _thresholds(late.y[snapshot], late_score, options)
+    thresholds = _thresholds(chain, best, options)
     recency = baseline.fit(early.x, early.y)
     metrics: dict[str, Any] = {"validation": _measure(late_score, late.where(snapshot))}
     baseline_metrics: dict[str, Any] = {"validation": _measure(recency.score(late.x[snapshot]), late.where(snapshot), BASELINE_DRAWS)}
@@ -257,9 +257,16 @@ def _rounded_auc(y: npt.NDArray[np.integer], score: npt.NDArray[np.float64]) -> 
     return round(evaluate.auc(y, score), 4) if len(np.unique(y)) == 2 else None
 
 
-def _thresholds(y: npt.NDArray[np.integer], score: npt.NDArray[np.float64], options: Options) -> Thresholds:
+def _thresholds(chain: Sequence[Slice], best: Contender, options: Options) -> Thresholds:
+    """As stated, or chosen on the snapshots of all slices together, each calibrated by itself: one month has its own luck."""
     if options.medium is not None and options.high is not None:
         return Thresholds(medium=options.medium, high=options.high, version=f"{options.medium:g}-{options.high:g}")
+    labels, scores = [], []
+    for part, margin in zip(chain, best.margins, strict=True):
+        shown = part.late.kind == SNAPSHOT
+        labels.append(part.late.y[shown])
+        scores.append(calibrate.fit(margin, part.late.y).probabilities(margin)[shown])
+    y, score = np.concatenate(labels), np.concatenate(scores)
     medium = evaluate.threshold_for(y, score, gates.CONTACT_PRECISION + gates.MARGIN)
     high = max(evaluate.threshold_for(y, score, gates.HIGH_PRECISION + gates.MARGIN), medium + 0.01)
     medium, high = round(min(medium, 0.97), 4), round(min(high, 0.98), 4)

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streams.commands import judging
+from streams.commands import gatekeeping, judging
 
 if TYPE_CHECKING:
     from models.artifact import Manifest
-    from models.dataset import Rows
     from models.labels import Label
-    from models.safety import Rival
-    from models.train import Trained
     from streams.settings import Settings
     from streams.training import Facts
 
@@ -119,8 +116,8 @@ def train(
     blind_spots: Annotated[bool, typer.Option(help="With --data simulated: which hidden causes the features cannot see.")] = False,
     tune: Annotated[int, typer.Option(min=0, help="Try so many settings of boosted trees; a broken run goes on where it was.")] = 0,
     learners: Annotated[
-        str, typer.Option(help="quick (two boosted trees), or all with their ensembles; --data simulated takes all.")
-    ] = "quick",
+        str | None, typer.Option(help="quick (two boosted trees), all, or names; default: quick, with --data simulated all.")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Pass only if better than this kept model (digest), or `champion`, by a paired test."),
@@ -143,7 +140,14 @@ def train(
     if data is not None:
         if data != "simulated":
             raise BadUsage(f"--data {data}: only `simulated` is known; for other data say --from-topics or --events FILE")
-        extra = {"curve": learning_curve, "blind": blind_spots, "tune": tune, "against": against, "report": report}
+        extra = {
+            "learners": learners or "all",
+            "curve": learning_curve,
+            "blind": blind_spots,
+            "tune": tune,
+            "against": against,
+            "report": report,
+        }
         _train_simulated(customers, months, seed, label_name or "silent-30d", publish, gates, strict_gates, extra, json_output)
         return
     _one_source(from_topics, events)
@@ -151,13 +155,10 @@ def train(
         raise BadUsage("say where training ends: --split YYYY-MM-DD")
     split_ms = _day(split)
 
-    if learners not in {"quick", "all"}:
-        raise BadUsage(f"--learners {learners}: quick or all")
-
     from features.window import DAY_MS
     from models import attainable, registry, safety, tuning
     from models.dataset import build, concatenate
-    from models.learners import ALL, LEARNERS, QUICK
+    from models.learners import LEARNERS, QUICK
     from models.policy import Policy
     from models.policy import load as load_policy
     from models.split import Split
@@ -181,8 +182,8 @@ def train(
     )
     console.say(f"{len(rows):,} rows from {sum(len(part.facts) for part in parts):,} facts in {time.monotonic() - begin:.1f} s")
     policy = Policy() if gates is None else load_policy(gates)
-    chosen, tuned = tuple(LEARNERS[name] for name in (QUICK if learners == "quick" else ALL)), None
-    folds = 1 if learners == "quick" else 3
+    named, tuned = gatekeeping.learners_of(learners or "quick"), None
+    chosen, folds = tuple(LEARNERS[name] for name in named), 1 if named == QUICK else 3
     if tune:
         wish = tuning.Wish(tune, settings.data_dir / "tuning" / "studies.log")
         tuned = tuning.tune(rows, plan, wish, HELD_OUT_MS, folds, rows.digest(), console.say)
@@ -193,8 +194,8 @@ def train(
         allow_high_auc=allow_high_auc,
         learners=chosen,
         folds=folds,
-        ensembles=learners == "all",
-        board=learners == "all",
+        ensembles=named != QUICK,
+        board=named != QUICK,
         curve=CURVE if learning_curve else (),
         tuning=tuned.as_dict() if tuned else None,
     )
@@ -210,13 +211,13 @@ def train(
         manifest.gates,
         policy,
         session=trained.session,
-        rival=_rival(settings, against, label.name, trained.test),
+        rival=gatekeeping.rival(settings, _published, against, label.name, trained.test),
         judged=judged,
     )
     table = [*attainable.table(reached, None, None, policy, judged=judged), *found.gates]
-    _gate_table(console, table, manifest)
+    gatekeeping.gate_table(console, table, manifest)
     path = registry.save(settings.data_dir / "models", manifest, trained.envelope, trained.baseline_onnx)
-    home = _keep(settings, trained, table, found, {}, {}, report)
+    home = gatekeeping.keep(settings, trained, table, found, {}, {}, report)
     failed = [row for row in table if not row.passed]
     changed = publish and not failed and _publish(settings, manifest, trained.envelope)
     _say(console.say, manifest)
@@ -242,43 +243,7 @@ def train(
         }
     )
     if failed:
-        raise ArtifactRejected(_refusal(failed))
-
-
-def _rival(settings: Settings, against: str | None, label: str, test: Rows) -> Rival | None:
-    """The model to beat, and what it says of the test rows. Raises BadInput when it answers another question."""
-    if against is None:
-        return None
-    import numpy as np
-
-    from models import registry
-    from models.artifact import unpack
-    from models.safety import Rival
-    from proto.errors import BadInput
-    from scoring.scorer import Scorer
-
-    champion = _published().champion() if against == "champion" else unpack(registry.take(settings.data_dir / "models", against))
-    if champion.manifest.label.get("name") != label:
-        raise BadInput(f"--against {against}: that model was trained for {champion.manifest.label.get('name')}, this one for {label}")
-    scores = np.asarray(Scorer(champion).score(test.x), np.float64)
-    return Rival(champion.manifest.version, champion.digest, scores)
-
-
-def _keep(
-    settings: Settings, trained: Trained, table: list[Any], found: Any, extra: dict[str, Any], names: dict[int, str], page: Path | None
-) -> Path:
-    """Keep the evaluation of a model, and write its page where it is asked for."""
-    from models import report
-    from proto.errors import BadInput
-    from streams import evaluations
-
-    home = evaluations.save(settings.data_dir / "evaluations", trained, report.body(trained, table, found, extra), names)
-    if page is not None:
-        try:
-            page.write_text((home / evaluations.PAGE).read_text(encoding="utf-8"), encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"{page}: {error.strerror}; give another --report; the model and its evaluation are kept in {home}") from error
-    return home
+        raise ArtifactRejected(gatekeeping.refusal(failed))
 
 
 CURVE = (0.125, 0.25, 0.5, 1.0)
@@ -316,11 +281,12 @@ def _train_simulated(
         settings,
         Scenario(customers, months, seed),
         label,
+        learners=gatekeeping.learners_of(extra["learners"]),
         policy=policy.model_copy(update={"strict": policy.strict or strict}),
         curve=CURVE if extra["curve"] else (),
         blind=extra["blind"],
         tune=Wish(extra["tune"], settings.data_dir / "tuning" / "studies.log") if extra["tune"] else None,
-        rival=lambda test, named: _rival(settings, extra["against"], named, test),
+        rival=lambda test, named: gatekeeping.rival(settings, _published, extra["against"], named, test),
         say=console.say,
     )
     manifest = done.trained.manifest
@@ -330,7 +296,7 @@ def _train_simulated(
     if done.blind:
         lines = [(entry["told"], entry["auc"], entry["gained"]) for entry in done.blind]
         console.table(("the vector and", "AUC", "gained"), lines, title="what the vector cannot see, by a pupil of the oracle")
-    _gate_table(console, done.gates, manifest)
+    gatekeeping.gate_table(console, done.gates, manifest)
     result = {**_summary(manifest), "file": str(path), **simulated_training.report(done), "base_rate": _test_of(manifest)["base_rate"]}
     told = {
         "oracle": done.oracle,
@@ -339,7 +305,9 @@ def _train_simulated(
         "warnings": done.quality["warnings"],
         "lint": [finding.as_dict() for finding in done.findings],
     }
-    home = _keep(settings, done.trained, done.gates, done.safety, told, simulated_training.group_names(settings), extra["report"])
+    home = gatekeeping.keep(
+        settings, done.trained, done.gates, done.safety, told, simulated_training.group_names(settings), extra["report"]
+    )
     result["evaluation"] = str(home)
     failed = [row for row in done.gates if not row.passed]
     result["published"] = publish and not failed
@@ -349,36 +317,7 @@ def _train_simulated(
     console.say(f"{'published as champion, and kept' if result['published'] else 'kept'} as {path}, {result['seconds']} s in all")
     console.result(result)
     if failed:
-        raise ArtifactRejected(_refusal(failed))
-
-
-def _gate_table(console: Any, rows: list[Any], manifest: Manifest) -> None:
-    def shown(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
-
-    cells = [
-        (
-            row.gate,
-            ("<= " if row.at_most else "> ") + f"{row.required:g}",
-            shown(row.reached),
-            shown(row.attainable),
-            shown(row.observable),
-            row.verdict,
-        )
-        for row in rows
-    ]
-    base = _test_of(manifest)["base_rate"]
-    title = f"gates on {manifest.label['name']}, base rate {base}; attainable: by the oracle, from events: by its pupil"
-    console.table(("gate", "required", "reached", "attainable", "from events", "verdict"), cells, title=title)
-
-
-def _refusal(failed: list[Any]) -> str:
-    """One line on what refused a model, and by how much."""
-    said = []
-    for row in failed:
-        bound = row.required if row.observable is None or not row.unattainable or row.strict else row.observable - row.near
-        said.append(f"{row.gate}: {row.reached:.4g} reached, {bound:.4g} needed, short by {abs(bound - row.reached):.4g}")
-    return "not fit for service, gate " + "; ".join(said)
+        raise ArtifactRejected(gatekeeping.refusal(failed))
 
 
 def _board_line(entry: dict[str, Any]) -> tuple[object, ...]:
