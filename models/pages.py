@@ -2,6 +2,7 @@
 
 from io import StringIO
 from pathlib import Path
+from re import DOTALL, sub
 from typing import Any, Final
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -111,5 +112,6 @@ def _svg(figure: Any) -> str:
     with rc_context({"svg.hashsalt": "churnstream", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    # Without the prologue: its document type names an address.
-    return text[text.index("<svg") :].replace('xmlns:xlink="http://www.w3.org/1999/xlink" ', "").replace("xlink:href", "href")
+    # Without prologue and metadata: they name addresses that a page on its own does not need.
+    text = sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=DOTALL)
+    return text.replace('xmlns:xlink="http://www.w3.org/1999/xlink" ', "").replace("xlink:href", "href")

@@ -66,6 +66,10 @@ def grouped(rows: Iterable[Numbered], group: Group) -> Iterator[Numbered]:
     held: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
     first: dict[tuple[str, ...], int] = {}
     for position, (number, row) in enumerate(rows):
+        # In the order of their first rows, so the oldest is in front.
+        while held and position - first[oldest := next(iter(held))] >= group.within:
+            del first[oldest]
+            yield held.pop(oldest)
         key = tuple(str(row[column]) for column in group.by)
         if key in held:
             own = held[key][1]
@@ -73,8 +77,4 @@ def grouped(rows: Iterable[Numbered], group: Group) -> Iterator[Numbered]:
                 own[column] = Decimal(str(own[column])) + Decimal(str(row[column]))
         else:
             held[key], first[key] = (number, dict(row)), position
-        # In the order of their first rows, so the oldest is in front.
-        while position - first[oldest := next(iter(held))] >= group.within:
-            del first[oldest]
-            yield held.pop(oldest)
     yield from held.values()

@@ -26,7 +26,10 @@ def learners_of(text: str) -> tuple[str, ...]:
 
 
 def rival(settings: Settings, published: Callable[[], Any], against: str | None, label: str, test: Rows) -> Rival | None:
-    """The model to beat, and what it says of the test rows. published: reads the model topic. Raises BadInput when it answers another question."""
+    """The model to beat, and what it says of the test rows. published: reads the model topic.
+
+    Raises BadInput when it answers another question.
+    """
     if against is None:
         return None
     import numpy as np
@@ -78,7 +81,9 @@ def gate_table(console: Any, rows: list[Any], manifest: Manifest) -> None:
     ]
     parts: Any = manifest.metrics
     base = (parts.get("test") or parts["validation"])["base_rate"]
-    title = f"gates on {manifest.label['name']}, base rate {base}; attainable: by the oracle, from events: by its pupil"
+    title = f"gates on {manifest.label['name']}, base rate {base}"
+    if any(row.observable is not None for row in rows):
+        title += "; attainable: by the oracle, from events: by its pupil"
     console.table(("gate", "required", "reached", "attainable", "from events", "verdict"), cells, title=title)
 
 

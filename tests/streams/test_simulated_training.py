@@ -4,15 +4,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
+from typer.testing import CliRunner
 
-from models import pages, report
+from models import lint, pages, report
 from models.population import Process, Scenario
 from models.registry import save
 from models.tuning import Wish, tune
 from proto.errors import BadInput
 from scoring.scorer import load
 from streams import datasets, evaluations, simulated_training
+from streams.commands.models import app
 from streams.settings import Settings
 from streams.simulated_training import Run
 
@@ -91,8 +94,48 @@ def test_an_evaluation_is_kept_and_its_page_needs_nothing_else(done: Run, tmp_pa
         evaluations.find(tmp_path / "nowhere", None)
 
 
+def command(home: Path, *words: str) -> tuple[int, Any]:
+    """Exit by an error or not, and the JSON object of a command of `churnstream models`."""
+    found = CliRunner().invoke(app, [*words, "--json"], env={"CHURN_DATA_DIR": str(home)})
+    said = found.stdout.splitlines()
+    return 0 if found.exception is None else 1, orjson.loads(said[-1]) if said else found.exception
+
+
+def test_the_commands_that_read_an_evaluation(done: Run, home: Path, tmp_path: Path) -> None:
+    body = report.body(done.trained, done.gates, done.safety, {}, draws=10)
+    evaluations.save(home / "evaluations", done.trained, body, simulated_training.group_names(Settings()))
+    failed, shown = command(home, "report", "--out", str(tmp_path / "page.html"))
+    assert (failed, shown["model"]["digest"]) == (0, done.trained.digest)
+    assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+    failed, free = command(home, "what-if", "--cost", "1", "--benefit", "100", "--success", "0.5")
+    assert failed == 0
+    assert free["best"]["net_interval"][0] < free["best"]["net"] < free["best"]["net_interval"][1]
+    assert sum(entry["net"] for entry in free["by_group"]) == pytest.approx(free["best"]["net"], abs=0.1)
+    failed, bound = command(home, "what-if", "--cost", "1", "--benefit", "100", "--success", "0.5", "--capacity", "2")
+    assert bound["best"]["contacts"] <= 2
+    assert bound["best"]["net"] <= free["best"]["net"]
+    assert command(home, "what-if", "--recall", "0.01", "--precision", "0.1")[0] == 0
+    failed, no = command(home, "what-if", "--recall", "1", "--precision", "1")
+    assert (failed, no["feasible"]) == (1, False)
+
+
+def test_build_dataset_gives_the_same_digest_twice_and_stops_at_a_leak(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (simulation,) = home.glob("simulated-*")
+    words = ("build-dataset", "--simulation", str(simulation), "--label", "silent-30d", "--step-days", "60")
+    failed, first = command(home, *words)
+    assert (failed, command(home, *words)[1]["digest"]) == (0, first["digest"])
+    assert 0 < first["labelled"] < first["rows"]
+    rows, manifest = datasets.load(Path(first["directory"]))
+    assert (len(rows), manifest["label"]["name"]) == (first["rows"], first["label"])
+    planted = lint.Finding("too_good", "csat_last", 1.0, "planted", True)
+    monkeypatch.setattr(lint, "lint", lambda rows: [planted])
+    failed, leaky = command(home, *words)
+    assert (failed, leaky["lint"][0]["feature"]) == (1, "csat_last")
+
+
 def test_a_tuning_goes_on_where_it_was(done: Run, home: Path, tmp_path: Path) -> None:
-    (kept,) = (home / "datasets").glob("*")
+    kept = min((home / "datasets").glob("*"), key=lambda one: -(one / datasets.ROWS).stat().st_size)
     rows, _ = datasets.load(kept)
     rows = rows.where(rows.customer % 2 == 0)
     said: list[str] = []
