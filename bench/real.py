@@ -26,7 +26,7 @@ from pyarrow.parquet import ParquetFile
 
 from models.evaluate import auc, auc_interval
 
-DATA: Final = "CHURN_BENCH_DATA"
+DATA: Final = "BENCH_DATA"
 ROOT: Final = Path(__file__).parent.parent
 WANTED: Final = 0.01
 SUSPICIOUS: Final = 0.9

@@ -56,7 +56,9 @@ def measure(
     names: texts of the groups' digests. judged: whether fairness, robustness and latency stop a publication.
     """
     probability = score(test.x)
-    groups, differences, rows = {}, {}, _exactness(measured)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    differences: dict[str, dict[str, Any]] = {}
+    rows = _exactness(measured)
     for column, name in enumerate(GROUPS):
         group = test.profile[:, column]
         if len(np.unique(group)) < 2:

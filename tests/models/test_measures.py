@@ -78,7 +78,7 @@ def test_a_sound_model_passes_and_each_sabotage_is_refused_by_its_own_gate() -> 
     assert [row.gate for row in sound.gates if not row.passed] == []
 
     def unfair(x: np.ndarray) -> np.ndarray:  # one group of three is hardly ever found
-        return np.where(test.profile[:, 3] == 1, 0.2, 1.0) * risk(x)
+        return np.asarray(np.where(test.profile[:, 3] == 1, 0.2, 1.0) * risk(x))
 
     def hot(x: np.ndarray) -> np.ndarray:  # a burst turns the order round
         return np.asarray(np.where(x[:, NAMES.index("login_count_7d")] > 9, 1 - risk(x), risk(x)))
