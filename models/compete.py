@@ -26,7 +26,7 @@ ENSEMBLE_FAMILIES: Final = 2
 class Contender:
     """A learner, or several together, after the comparison.
 
-    aucs: per slice, on its snapshots; late: margins of the last slice's rows by the model of the rows before its gap; whole: fits on all
+    aucs: per slice, on its snapshots; margins: of each slice's late rows by the model of the rows before its gap; whole: fits on all
     training rows.
     """
 
@@ -34,7 +34,7 @@ class Contender:
     family: str
     servable: bool
     aucs: tuple[float, ...]
-    late: Floats
+    margins: tuple[Floats, ...]
     whole: Callable[[], Fitted]
     seconds: float
 
@@ -42,6 +42,11 @@ class Contender:
     def auc(self) -> float:
         """Mean over the slices."""
         return float(np.mean(self.aucs))
+
+    @property
+    def late(self) -> Floats:
+        """Margins of the last slice's rows."""
+        return self.margins[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ def compete(chain: Sequence[Slice], training: Rows, columns: Columns, learners: 
                 family=learner.family,
                 servable=learner.servable,
                 aucs=tuple(part.auc(margin) for part, margin in zip(chain, margins[learner.name], strict=True)),
-                late=margins[learner.name][-1],
+                margins=tuple(margins[learner.name]),
                 whole=lambda learner=learner: learner.fit(training, columns),  # type: ignore[misc]  # bound now, not at the call
                 seconds=time.process_time() - begin,
             )
@@ -114,17 +119,17 @@ def _together(name: str, members: list[Contender], chain: Sequence[Slice], own: 
     """Members as one. A slice is judged with weights from the other slices (from itself when there is no other)."""
     begin = time.process_time()
     seen = [(margins, part.late.y) for margins, part in zip(own, chain, strict=True)]
-    aucs, late = [], np.empty(0)
+    aucs, lates = [], []
     for i, part in enumerate(chain):
         weights, bias = weigh([entry for j, entry in enumerate(seen) if j != i] or seen)
-        late = np.column_stack(own[i]) @ weights + bias
-        aucs.append(part.auc(late))
+        lates.append(np.column_stack(own[i]) @ weights + bias)
+        aucs.append(part.auc(lates[-1]))
     weights, bias = weigh(seen)
 
     def whole() -> Fitted:
         return _combined([member.whole() for member in members], [member.name for member in members], weights, bias)
 
-    return Contender(name, "ensemble", True, tuple(aucs), late, whole, time.process_time() - begin)
+    return Contender(name, "ensemble", True, tuple(aucs), tuple(lates), whole, time.process_time() - begin)
 
 
 def _average(seen: list[tuple[list[Floats], Any]]) -> tuple[Floats, float]:

@@ -30,7 +30,8 @@ class Label:
 
     kind: "inactivity" = none of `events` in the horizon; "event" = one of them in it; "expiry" = the contract known then ends in the
     horizon, and none of `events` until `grace_days` after its end. The horizon is (at + gap, at + gap + days].
-    Population: one of `active_by` in (at - active_days, at] and none of `unless` in it, as known then.
+    Population: one of `active_by` in (at - active_days, at] and none of `unless` in it, as known then; the newest of `active_by` at least
+    `settled_days` old; with `within_contract` the contract known then lasts to the end of the horizon or longer.
     """
 
     days: int = 90
@@ -41,12 +42,16 @@ class Label:
     unless: tuple[str, ...] = ()
     gap_days: int = 0
     grace_days: int = 0
+    settled_days: int = 0
+    within_contract: bool = False
     title: str = "no-purchase"
     version: int = 1
 
     def __post_init__(self) -> None:
         if self.days <= 0 or self.active_days <= 0:
             raise ValueError(f"label and activity need positive days, got {self.days} and {self.active_days}")
+        if not 0 <= self.settled_days < self.active_days:
+            raise ValueError(f"settled days lie between 0 and the days of activity, got {self.settled_days}")
         if self.gap_days < 0 or self.grace_days < 0 or (self.grace_days and self.kind != "expiry"):
             raise ValueError("gap and grace are not negative, and only an expiry has a grace")
 
@@ -75,6 +80,10 @@ class Label:
     def asked(self, newest: IntArray, ended: IntArray, contract_end: IntArray, at: IntArray | int) -> BoolArray:
         """Whether a customer belongs to the population: newest activity, newest of `unless`, end of the contract (ms), NONE = none."""
         found = self.active(newest, at) & ~self.active(ended, at)
+        if self.settled_days:
+            found &= newest <= np.asarray(at) - self.settled_days * DAY_MS
+        if self.within_contract:
+            found &= contract_end >= np.asarray(at) + self.horizon_ms
         if self.kind == "expiry":
             begin = np.asarray(at) + self.gap_days * DAY_MS
             found &= (contract_end > begin) & (contract_end <= begin + self.days * DAY_MS)
@@ -96,6 +105,8 @@ class Label:
             "unless": list(self.unless),
             "gap_days": self.gap_days,
             "grace_days": self.grace_days,
+            "settled_days": self.settled_days,
+            "within_contract": self.within_contract,
             "version": self.version,
         }
 
@@ -119,6 +130,8 @@ class _Definition(BaseModel):
     active_days: int = Field(ge=1, le=3650)
     gap_days: int = Field(0, ge=0, le=3650)
     grace_days: int = Field(0, ge=0, le=3650)
+    settled_days: int = Field(0, ge=0, le=3650)
+    within_contract: bool = False
 
 
 def load(name: str) -> Label:

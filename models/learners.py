@@ -107,6 +107,24 @@ def boosted(name: str, *, depth: int, rounds: int, weighted: bool = False) -> Le
     return Learner(name, "boosted trees", fit, servable=True, max_rows=400_000)
 
 
+def tuned(parameters: Mapping[str, Any]) -> Learner:
+    """Boosted trees with parameters of XGBoost found by a search (models.tuning), stopped early, with common sense as constraints."""
+
+    def fit(rows: Rows, columns: Columns) -> Fitted:
+        own: dict[str, Any] = {**FIXED, **parameters}
+        own["monotone_constraints"] = "(" + ",".join(str(direction(int(column))) for column in columns) + ")"
+        chosen = _rounds(rows, columns, own, 800)
+        booster = xgboost.train(own, xgboost.DMatrix(rows.x[:, columns], label=rows.y), chosen)
+
+        def margin(x: Vectors) -> Floats:
+            return np.asarray(booster.predict(xgboost.DMatrix(x[:, columns]), output_margin=True), np.float64)
+
+        grown = Grown(export.forest_of(booster, columns), export.covers(booster))
+        return Fitted(margin, grown, {**parameters, "rounds": chosen})
+
+    return Learner("xgboost-tuned", "boosted trees", fit, servable=True, max_rows=400_000)
+
+
 def _rounds(rows: Rows, columns: Columns, parameters: Mapping[str, Any], most: int) -> int:
     """Where the log loss on the last fifth of the time stops falling."""
     edge = np.quantile(rows.at, 0.8)

@@ -1,7 +1,7 @@
 """Labelled rows to a publishable model: choose and calibrate on a later slice, fit on all training rows, export, pass the gates."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version as installed
@@ -16,7 +16,7 @@ from features.window import DAY_MS
 from models import baseline, calibrate, evaluate, export, gates, graph, trees
 from models.artifact import Calibration, Manifest, Tables, Thresholds, pack
 from models.calibrate import Platt
-from models.compete import Contender, compete, slices
+from models.compete import Contender, Slice, compete, slices
 from models.dataset import SNAPSHOT, Rows
 from models.learners import LEARNERS, QUICK, Columns, Fitted, Learner
 from models.session import Session
@@ -55,19 +55,29 @@ class Options:
     folds: int = 1
     ensembles: bool = False
     board: bool = False
+    curve: tuple[float, ...] = ()
+    tuning: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A model that passed every gate. `baseline_onnx` is the recency baseline's graph; it is kept, never served. `board`: leaderboard.
-    `test_score`: probabilities of the mature snapshots after the split, in the order of the rows.
+
+    test: the mature snapshots after the split (those of the late slice where there are none, and `tested` is False); score: their
+    calibrated probabilities by the library that fitted it; recency: those of the baseline. curve: AUC by share of the training customers.
     """
 
     manifest: Manifest
     envelope: bytes
     baseline_onnx: bytes
     board: list[dict[str, Any]]
-    test_score: npt.NDArray[np.float64]
+    test: Rows
+    tested: bool
+    score: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]]
+    recency: npt.NDArray[np.float64]
+    columns: Columns
+    session: Session
+    curve: list[dict[str, Any]]
 
     @property
     def digest(self) -> str:
@@ -119,7 +129,7 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
     gates.check_auc(best.auc, "validation", allow=options.allow_high_auc)
     platt = calibrate.fit(best.late, late.y)
     late_score = platt.probabilities(best.late)[snapshot]
-    thresholds = _thresholds(late.y[snapshot], late_score, options)
+    thresholds = _thresholds(chain, best, options)
     recency = baseline.fit(early.x, early.y)
     metrics: dict[str, Any] = {"validation": _measure(late_score, late.where(snapshot))}
     baseline_metrics: dict[str, Any] = {"validation": _measure(recency.score(late.x[snapshot]), late.where(snapshot), BASELINE_DRAWS)}
@@ -154,14 +164,52 @@ def train(rows: Rows, split: Split, options: Options | None = None) -> Trained:
         thresholds=thresholds,
         label=split.label.as_dict(),
         data=_data(rows, split, {"early": early, "late": late, "training": everything, "test": test}),
-        training=_training(best, fitted, contenders, dropped, platt),
+        training={**_training(best, fitted, contenders, dropped, platt), **({"tuning": dict(options.tuning)} if options.tuning else {})},
         metrics=metrics,
         baseline={**recency.as_dict(), "metrics": baseline_metrics},
         gates=passed.as_dict(),
         runtime=_runtime(),
     )
-    test_score = platt.probabilities(fitted.margin(test.x)) if len(test) else np.empty(0)
-    return Trained(manifest, pack(manifest, onnx, tables), recency.onnx, board, test_score)
+    tested = "test" in metrics
+    judged = test if tested else late.where(snapshot)
+    return Trained(
+        manifest,
+        pack(manifest, onnx, tables),
+        recency.onnx,
+        board,
+        judged,
+        tested,
+        lambda x: platt.probabilities(fitted.margin(x)),
+        recency.score(judged.x),
+        columns,
+        session,
+        learning_curve(best, options.learners, everything, columns, judged, options.curve) if tested else [],
+    )
+
+
+def learning_curve(
+    best: Contender, learners: Sequence[Learner], training: Rows, columns: Columns, test: Rows, shares: Sequence[float]
+) -> list[dict[str, Any]]:
+    """AUC on the test rows by how many of the training customers are learnt from, by the best learner that is not several together."""
+    named = {learner.name: learner for learner in learners}
+    learner = named.get(best.name) or next(learner for learner in learners if learner.servable)
+    order = np.random.default_rng(0).permutation(np.unique(training.customer))
+    points = []
+    for share in shares:
+        some = training.where(np.isin(training.customer, order[: max(1, round(share * len(order)))]))
+        if len(np.unique(some.y)) < 2:
+            continue
+        margin = learner.fit(some, columns).margin(test.x)
+        points.append(
+            {
+                "share": share,
+                "customers": len(np.unique(some.customer)),
+                "rows": len(some),
+                "learner": learner.name,
+                "auc": round(evaluate.auc(test.y, margin), 4),
+            }
+        )
+    return points
 
 
 def _training(
@@ -209,9 +257,16 @@ def _rounded_auc(y: npt.NDArray[np.integer], score: npt.NDArray[np.float64]) -> 
     return round(evaluate.auc(y, score), 4) if len(np.unique(y)) == 2 else None
 
 
-def _thresholds(y: npt.NDArray[np.integer], score: npt.NDArray[np.float64], options: Options) -> Thresholds:
+def _thresholds(chain: Sequence[Slice], best: Contender, options: Options) -> Thresholds:
+    """As stated, or chosen on the snapshots of all slices together, each calibrated by itself: one month has its own luck."""
     if options.medium is not None and options.high is not None:
         return Thresholds(medium=options.medium, high=options.high, version=f"{options.medium:g}-{options.high:g}")
+    labels, scores = [], []
+    for part, margin in zip(chain, best.margins, strict=True):
+        shown = part.late.kind == SNAPSHOT
+        labels.append(part.late.y[shown])
+        scores.append(calibrate.fit(margin, part.late.y).probabilities(margin)[shown])
+    y, score = np.concatenate(labels), np.concatenate(scores)
     medium = evaluate.threshold_for(y, score, gates.CONTACT_PRECISION + gates.MARGIN)
     high = max(evaluate.threshold_for(y, score, gates.HIGH_PRECISION + gates.MARGIN), medium + 0.01)
     medium, high = round(min(medium, 0.97), 4), round(min(high, 0.98), 4)

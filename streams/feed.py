@@ -10,8 +10,8 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from hashlib import blake2b
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from features.facts import TOPICS
 from proto.errors import BadInput, DependencyUnreachable
 from proto.events import MODELS
+from streams.shaping import Group, Lookup, grouped, looked_up
 
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())  # a client's retries are its own affair; what fails in the end is raised
@@ -55,7 +56,11 @@ class Value(_Strict):
     positive: str | None = Field(None, description="Value when the number is >= 0: a kind from a sign; needs `negative`.")
     negative: str | None = None
     number: Literal["integer", "boolean"] | None = Field(None, description="Type of the field when the file has only text.")
-    format: str | None = Field(None, description='strptime format of a time, or "epoch_s" / "epoch_ms".')
+    times: float | None = Field(None, description="Multiply a number; rounded half up where `number` is integer.")
+    format: str | None = Field(None, description='strptime format of a time, or "epoch_s" / "epoch_ms" / "days" since `since`.')
+    since: Value | None = Field(None, description="Where days are counted from: a text YYYY-MM-DD.")
+    plus_days: int = Field(0, description="Days added to a time.")
+    date: bool = Field(False, description="The day of a time, as YYYY-MM-DD.")
     zone: str = Field("UTC", description="Zone of a time without one (IANA name).")
 
     @model_validator(mode="after")
@@ -64,6 +69,8 @@ class Value(_Strict):
             raise ValueError("needs exactly one of constant, column, columns")
         if (self.positive is None) != (self.negative is None):
             raise ValueError("positive and negative go together")
+        if (self.since is None) != (self.format != "days"):
+            raise ValueError("format days and since go together")
         return self
 
     @field_validator("zone")
@@ -92,6 +99,11 @@ class FeedMapping(_Strict):
     copy_columns: bool = Field(False, alias="copy")
     fields: dict[str, Value]
     only: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="Keep rows whose column has one of these texts.")
+    skip: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="Leave out rows whose column has one of these texts.")
+    needs: tuple[str, ...] = Field((), description="Leave out rows in which one of these columns is empty.")
+    lookup: tuple[Lookup, ...] = Field((), description="Columns of a second file beside each row.")
+    group: Group | None = Field(None, description="Rows put together as one.")
+    sort: bool = Field(False, description="The file's order means nothing: its events are taken by event time.")
 
     @model_validator(mode="after")
     def _complete(self) -> FeedMapping:
@@ -194,19 +206,44 @@ def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def events(
     paths: Iterable[Path], mapping: FeedMapping, *, from_ms: int | None = None, until_ms: int | None = None
 ) -> Iterator[Record | BadRow]:
-    """Every row of the files as an event or as a bad row, in file order; from_ms <= event time < until_ms where given."""
+    """Every row of the files as an event or as a bad row, in file order or as `sort` says; from_ms <= event time < until_ms where given."""
     for path in paths:
-        for number, row in rows(path):
-            try:
-                if any(str(row.get(column, "")) not in texts for column, texts in mapping.only.items()):
-                    continue
-                record = _record(row, mapping)
-            except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-                why = f"no column {error}" if isinstance(error, KeyError) else str(error)
-                yield BadRow(f"{path}:{number}", why)
-                continue
-            if (from_ms is None or record.event_ms >= from_ms) and (until_ms is None or record.event_ms < until_ms):
-                yield record
+        found = (
+            record
+            for record in _events(path, mapping)
+            if isinstance(record, BadRow)
+            or ((from_ms is None or record.event_ms >= from_ms) and (until_ms is None or record.event_ms < until_ms))
+        )
+        yield from sorted(found, key=lambda record: -1 if isinstance(record, BadRow) else record.event_ms) if mapping.sort else found
+
+
+def _events(path: Path, mapping: FeedMapping) -> Iterator[Record | BadRow]:
+    for number, row in _shaped(path, mapping):
+        try:
+            yield _record(row, mapping)
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            why = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            yield BadRow(f"{path}:{number}", why)
+
+
+def _shaped(path: Path, mapping: FeedMapping) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows of a file that are to become events, as the mapping shapes them. Raises BadInput."""
+    found: Iterator[tuple[int, Mapping[str, Any]]] = (
+        (number, row)
+        for number, row in rows(path)
+        if not any(str(row.get(column, "")) not in texts for column, texts in mapping.only.items())
+        and not any(str(row.get(column, "")) in texts for column, texts in mapping.skip.items())
+        and not any(row.get(column) in (None, "") for column in mapping.needs)
+    )
+    if mapping.lookup:
+        found = looked_up(found, mapping.lookup, path.parent, rows)
+    if mapping.group is None:
+        yield from found
+        return
+    try:
+        yield from grouped(found, mapping.group)
+    except (KeyError, ArithmeticError) as error:
+        raise BadInput(f"{path}: rows cannot be grouped: {error!r}") from error
 
 
 def _record(row: Mapping[str, Any], mapping: FeedMapping) -> Record:
@@ -260,16 +297,25 @@ def _cell(row: Mapping[str, Any], value: Value) -> Any:
         return mapped
     if value.positive is not None:
         return value.positive if Decimal(str(cell)) >= 0 else value.negative
-    if value.absolute or value.negate:
-        number = Decimal(str(cell))
-        return str(abs(number) if value.absolute else -number)
+    if value.absolute or value.negate or value.times is not None:
+        number = Decimal(str(cell)) * Decimal(str(value.times or 1))
+        number = abs(number) if value.absolute else -number if value.negate else number
+        return int(number.to_integral_value(ROUND_HALF_UP)) if value.number == "integer" else str(number)
     if value.format is not None:
-        return _time(cell, value.format, value.zone)
+        moment = _days(row, cell, value) if value.format == "days" else _time(cell, value.format, value.zone)
+        moment += value.plus_days * 86_400_000
+        return datetime.fromtimestamp(moment / 1_000, UTC).date().isoformat() if value.date else moment
     if value.number == "integer":
         return int(cell)
     if value.number == "boolean":
         return str(cell).lower() in ("true", "1", "yes")
     return cell if isinstance(cell, str | int | float) else str(cell)
+
+
+def _days(row: Mapping[str, Any], cell: Any, value: Value) -> int:
+    assert value.since is not None
+    start = datetime.strptime(str(_cell(row, value.since)), "%Y-%m-%d").replace(tzinfo=ZoneInfo(value.zone))
+    return int((start + timedelta(days=int(cell))).timestamp()) * 1_000
 
 
 def _time(cell: Any, form: str, zone: str) -> int:

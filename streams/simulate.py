@@ -74,6 +74,13 @@ def parts(directory: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("part-")) for path in (directory / TOPICS[0]).glob("part-*.parquet"))
 
 
+def span(directory: Path) -> tuple[int, int]:
+    """First and last instant of a finished simulation (ms)."""
+    scenario = orjson.loads((directory / SCENARIO).read_bytes())
+    days = round(scenario["months"] * YEAR_DAYS / 12)
+    return scenario["start_ms"], scenario["start_ms"] + days * DAY_MS
+
+
 def _write_block(job: tuple[Scenario, int, Path]) -> int:
     scenario, block, out = job
     who, truth, topics = behaviour.simulate(scenario, block)

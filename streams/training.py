@@ -101,12 +101,26 @@ def from_files(files: Sequence[Path], mapping: str, settings: Settings) -> list[
 
     Raises BadInput for a mapping or a row that is none.
     """
+    return from_mapped([(file, mapping) for file in files], settings, in_order=True)
+
+
+def from_mapped(sources: Sequence[tuple[Path, str]], settings: Settings, *, in_order: bool = False) -> list[Facts]:
+    """Facts of files, each by a mapping of its own. in_order: as they come; else those of all files by event time.
+
+    Raises BadInput for a mapping or a row that is none.
+    """
     from streams.feed import BadRow, events, load_mapping
 
+    records: list[Record] = []
+    for file, mapping in sources:
+        for record in events([file], load_mapping(mapping)):
+            if isinstance(record, BadRow):
+                raise BadInput(f"{record.place}: {record.why}")
+            records.append(record)
+    if not in_order:
+        records.sort(key=lambda record: record.event_ms)
     by_topic: dict[int, list[FileMessage]] = {}
-    for record in events(files, load_mapping(mapping)):
-        if isinstance(record, BadRow):
-            raise BadInput(f"{record.place}: {record.why}")
+    for record in records:
         messages = by_topic.setdefault(TOPICS.index(record.topic), [])
         messages.append(FileMessage(record, len(messages)))
     decode = decoder(settings).decode

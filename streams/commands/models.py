@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streams.commands import gatekeeping, judging
 from streams.commands import registry as desk
 
 if TYPE_CHECKING:
     from models.artifact import Manifest
+    from models.labels import Label
     from streams.settings import Settings
     from streams.training import Facts
 
 app = typer.Typer(no_args_is_help=True)
 desk.add_to(app)
+app.command("report", epilog="Example: churnstream models report --out report.html")(judging.report)
+app.command("what-if", epilog="Example: churnstream models what-if --cost 5 --benefit spend --success 0.3 --capacity 500")(judging.what_if)
+app.command("build-dataset", epilog="Example: churnstream models build-dataset --from-topics --label silent-30d")(judging.build_dataset)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 FromTopics = Annotated[bool, typer.Option("--from-topics", help="Take the events of the input topics up to their present end.")]
 Events = Annotated[list[Path] | None, typer.Option("--events", metavar="FILE", help="Take the events of files; may be repeated.")]
-MappingName = Annotated[str, typer.Option("--mapping", help="Mapping of the files, as for `churnstream feed`.")]
+Mappings = Annotated[
+    list[str] | None, typer.Option("--mapping", help="Mapping of the files, as for `churnstream feed`: one for all, or one for each.")
+]
+LabelName = Annotated[
+    str | None, typer.Option("--label", help="A label by name, or a TOML file; default: by --label-days and --active-days.")
+]
 SplitDay = Annotated[str, typer.Option("--split", metavar="DAY", help="Where training ends and testing begins, YYYY-MM-DD (UTC).")]
 LabelDays = Annotated[int, typer.Option("--label-days", min=1, help="Churned = no purchase in so many days after the instant.")]
 ActiveDays = Annotated[int, typer.Option("--active-days", min=1, help="Asked of customers with a purchase in so many days before it.")]
@@ -40,10 +50,20 @@ def _one_source(from_topics: bool, events: list[Path] | None) -> None:
         raise BadUsage("say where the events are: --from-topics, or --events FILE (with --mapping)")
 
 
-def _facts(settings: Settings, from_topics: bool, events: list[Path] | None, mapping: str) -> list[Facts]:
+def _facts(settings: Settings, from_topics: bool, events: list[Path] | None, mapping: list[str] | None) -> list[Facts]:
     from streams import training
 
-    return training.from_topics(settings) if from_topics else training.from_files(events or [], mapping, settings)
+    if from_topics:
+        return training.from_topics(settings)
+    sources = judging.pairs(events or [], mapping)
+    # One mapping: the files' own order is the order of arrival. Several: nobody knows how they lay beside each other.
+    return training.from_mapped(sources, settings, in_order=len({name for _, name in sources}) == 1)
+
+
+def _label(name: str | None, days: int, active_days: int) -> Label:
+    from models import labels
+
+    return labels.load(name) if name else labels.Label(days, active_days)
 
 
 def _day(text: str) -> int:
@@ -73,22 +93,38 @@ def _bounds(parts: list[Facts]) -> tuple[int, int]:
 )
 def train(
     split: Annotated[str | None, typer.Option(metavar="DAY", help="Where training ends and testing begins, YYYY-MM-DD (UTC).")] = None,
+    first_cutoff: Annotated[
+        str | None, typer.Option("--first", metavar="DAY", help="First training cut-off; default: 90 days after the first event.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="simulated", help="Simulate a population and train on it (docs/simulation.md).")
     ] = None,
     customers: Annotated[int, typer.Option(min=100, help="With --data simulated: how many customers.")] = 100_000,
     months: Annotated[int, typer.Option(min=6, max=60, help="With --data simulated: how long.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="With --data simulated.")] = 0,
-    label_file: Annotated[str, typer.Option("--label", help="With --data simulated: a label by name, or a TOML file.")] = "silent-30d",
+    label_name: LabelName = None,
     from_topics: FromTopics = False,
     events: Events = None,
-    mapping: MappingName = "jsonl",
+    mapping: Mappings = None,
     label_days: LabelDays = 90,
     active_days: ActiveDays = 180,
     medium: Annotated[float, typer.Option(help="Probability from which the band is medium.")] = 0.3,
     high: Annotated[float, typer.Option(help="Probability from which the band is high.")] = 0.6,
     publish: Annotated[bool, typer.Option(help="Publish the model as champion when it passed all gates.")] = False,
     allow_high_auc: Annotated[bool, typer.Option(help="Go on although an AUC above 0.95 looks like leakage.")] = False,
+    gates: Annotated[Path | None, typer.Option(metavar="FILE", help="Bounds of the gates as TOML (docs/models.md).")] = None,
+    strict_gates: Annotated[bool, typer.Option(help="With --data simulated: no gate is excused as not attainable.")] = False,
+    learning_curve: Annotated[bool, typer.Option(help="Also train on parts of the customers: would more of them help?")] = False,
+    blind_spots: Annotated[bool, typer.Option(help="With --data simulated: which hidden causes the features cannot see.")] = False,
+    tune: Annotated[int, typer.Option(min=0, help="Try so many settings of boosted trees; a broken run goes on where it was.")] = 0,
+    learners: Annotated[
+        str | None, typer.Option(help="quick (two boosted trees), all, or names; default: quick, with --data simulated all.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Pass only if better than this kept model (digest), or `champion`, by a paired test."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the page of the evaluation there.")] = None,
     json_output: Json = False,
 ) -> None:
     """Train, calibrate and export a model on what was known before the split; keep it as a file, and publish it if asked to.
@@ -106,7 +142,15 @@ def train(
     if data is not None:
         if data != "simulated":
             raise BadUsage(f"--data {data}: only `simulated` is known; for other data say --from-topics or --events FILE")
-        _train_simulated(customers, months, seed, label_file, publish, json_output)
+        extra = {
+            "learners": learners or "all",
+            "curve": learning_curve,
+            "blind": blind_spots,
+            "tune": tune,
+            "against": against,
+            "report": report,
+        }
+        _train_simulated(customers, months, seed, label_name or "silent-30d", publish, gates, strict_gates, extra, json_output)
         return
     _one_source(from_topics, events)
     if split is None:
@@ -114,12 +158,15 @@ def train(
     split_ms = _day(split)
 
     from features.window import DAY_MS
-    from models import registry
+    from models import attainable, registry, safety, tuning
     from models.dataset import build, concatenate
-    from models.labels import Label
+    from models.learners import LEARNERS, QUICK
+    from models.policy import Policy
+    from models.policy import load as load_policy
     from models.split import Split
-    from models.train import Options
+    from models.train import HELD_OUT_MS, Options
     from models.train import train as fit
+    from proto.errors import ArtifactRejected
     from streams.console import Console
     from streams.settings import load
 
@@ -128,38 +175,101 @@ def train(
     console = Console(json_output=json_output)
     parts = _facts(settings, from_topics, events, mapping)
     first, newest = _bounds(parts)
-    label = Label(label_days, active_days)
-    plan = Split(split_ms, first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS, newest, label)
+    label = _label(label_name, label_days, active_days)
+    opening = judging.day(first_cutoff) if first_cutoff else first - first % DAY_MS + MIN_HISTORY_DAYS * DAY_MS
+    plan = Split(split_ms, opening, newest, label)
     cutoffs = [*plan.train_cutoffs(), *plan.test_cutoffs()]
     rows = concatenate(
         [build(part.customers, part.facts, label, cutoffs, events=(plan.first, plan.train_last), known_to_ms=newest) for part in parts]
     )
     console.say(f"{len(rows):,} rows from {sum(len(part.facts) for part in parts):,} facts in {time.monotonic() - begin:.1f} s")
-    trained = fit(rows, plan, Options(medium=medium, high=high, allow_high_auc=allow_high_auc))
-    path = registry.save(settings.data_dir / "models", trained.manifest, trained.envelope, trained.baseline_onnx)
-    changed = publish and _publish(settings, trained.manifest, trained.envelope)
-    _say(console.say, trained.manifest)
-    console.say(f"{'published as champion, and kept' if publish else 'kept'} as {path}")
+    policy = Policy() if gates is None else load_policy(gates)
+    named, tuned = gatekeeping.learners_of(learners or "quick"), None
+    chosen, folds = tuple(LEARNERS[name] for name in named), 1 if named == QUICK else 3
+    if tune:
+        wish = tuning.Wish(tune, settings.data_dir / "tuning" / "studies.log")
+        tuned = tuning.tune(rows, plan, wish, HELD_OUT_MS, folds, rows.digest(), console.say)
+        chosen = (*chosen, tuned.learner)
+    options = Options(
+        medium=medium,
+        high=high,
+        allow_high_auc=allow_high_auc,
+        learners=chosen,
+        folds=folds,
+        ensembles=named != QUICK,
+        board=named != QUICK,
+        curve=CURVE if learning_curve else (),
+        tuning=tuned.as_dict() if tuned else None,
+    )
+    trained = fit(rows, plan, options)
+    manifest = trained.manifest
+    judged = gates is not None or strict_gates
+    thresholds = manifest.thresholds
+    reached = attainable.figures(trained.test.y, trained.score(trained.test.x), thresholds.medium, thresholds.high)
+    found = safety.measure(
+        trained.test,
+        trained.score,
+        thresholds.medium,
+        manifest.gates,
+        policy,
+        session=trained.session,
+        rival=gatekeeping.rival(settings, _published, against, label.name, trained.test),
+        judged=judged,
+    )
+    table = [*attainable.table(reached, None, None, policy, judged=judged), *found.gates]
+    gatekeeping.gate_table(console, table, manifest)
+    path = registry.save(settings.data_dir / "models", manifest, trained.envelope, trained.baseline_onnx)
+    home = gatekeeping.keep(settings, trained, table, found, {}, {}, report)
+    failed = [row for row in table if not row.passed]
+    changed = publish and not failed and _publish(settings, manifest, trained.envelope)
+    _say(console.say, manifest)
+    console.say(f"{'published as champion, and kept' if publish and not failed else 'kept'} as {path}")
     console.result(
         {
-            **_summary(trained.manifest),
+            **_summary(manifest),
             "rows": len(rows),
             "file": str(path),
-            "published": publish,
+            "evaluation": str(home),
+            "published": publish and not failed,
             "changed": changed,
-            "metrics": trained.manifest.metrics,
-            "baseline": trained.manifest.baseline["metrics"],
-            "gates": trained.manifest.gates,
+            "learner": manifest.training["chosen"],
+            "leaderboard": trained.board,
+            "metrics": manifest.metrics,
+            "baseline": manifest.baseline["metrics"],
+            "gates": manifest.gates,
+            "gate_table": [row.as_dict() for row in table],
+            "learning_curve": trained.curve,
+            "tuning": manifest.training.get("tuning"),
+            "against_champion": found.champion,
             "seconds": round(time.monotonic() - begin, 2),
         }
     )
+    if failed:
+        raise ArtifactRejected(gatekeeping.refusal(failed))
 
 
-def _train_simulated(customers: int, months: int, seed: int, label: str, publish: bool, json_output: bool) -> None:
+CURVE = (0.125, 0.25, 0.5, 1.0)
+"""Shares of the customers a learning curve is drawn over."""
+
+
+def _train_simulated(
+    customers: int,
+    months: int,
+    seed: int,
+    label: str,
+    publish: bool,
+    gates: Path | None,
+    strict: bool,
+    extra: dict[str, Any],
+    json_output: bool,
+) -> None:
     import time
 
     from models import registry
+    from models.policy import Policy
+    from models.policy import load as load_policy
     from models.population import Scenario
+    from models.tuning import Wish
     from proto.errors import ArtifactRejected
     from streams import simulated_training
     from streams.console import Console
@@ -168,23 +278,39 @@ def _train_simulated(customers: int, months: int, seed: int, label: str, publish
     begin = time.perf_counter()
     settings = load()
     console = Console(json_output=json_output)
-    done = simulated_training.run(settings, Scenario(customers, months, seed), label, say=console.say)
+    policy = Policy() if gates is None else load_policy(gates)
+    done = simulated_training.run(
+        settings,
+        Scenario(customers, months, seed),
+        label,
+        learners=gatekeeping.learners_of(extra["learners"]),
+        policy=policy.model_copy(update={"strict": policy.strict or strict}),
+        curve=CURVE if extra["curve"] else (),
+        blind=extra["blind"],
+        tune=Wish(extra["tune"], settings.data_dir / "tuning" / "studies.log") if extra["tune"] else None,
+        rival=lambda test, named: gatekeeping.rival(settings, _published, extra["against"], named, test),
+        say=console.say,
+    )
     manifest = done.trained.manifest
     path = registry.save(settings.data_dir / "models", manifest, done.trained.envelope, done.trained.baseline_onnx)
     columns = ("learner", "served", "validation AUC", "test AUC", "new", "existing", "Brier", "parity")
     console.table(columns, [_board_line(entry) for entry in done.trained.board], title="leaderboard")
-    words = [
-        (
-            row.gate,
-            row.required,
-            round(row.reached, 4),
-            row.attainable and round(row.attainable, 4),
-            _verdict(row.met, row.unattainable, row.passed),
-        )
-        for row in done.gates
-    ]
-    console.table(("gate", "required", "reached", "attainable", "verdict"), words, title=f"gates on {manifest.label['name']}")
+    if done.blind:
+        lines = [(entry["told"], entry["auc"], entry["gained"]) for entry in done.blind]
+        console.table(("the vector and", "AUC", "gained"), lines, title="what the vector cannot see, by a pupil of the oracle")
+    gatekeeping.gate_table(console, done.gates, manifest)
     result = {**_summary(manifest), "file": str(path), **simulated_training.report(done), "base_rate": _test_of(manifest)["base_rate"]}
+    told = {
+        "oracle": done.oracle,
+        "observer": done.observer,
+        "blind_spots": done.blind,
+        "warnings": done.quality["warnings"],
+        "lint": [finding.as_dict() for finding in done.findings],
+    }
+    home = gatekeeping.keep(
+        settings, done.trained, done.gates, done.safety, told, simulated_training.group_names(settings), extra["report"]
+    )
+    result["evaluation"] = str(home)
     failed = [row for row in done.gates if not row.passed]
     result["published"] = publish and not failed
     result["changed"] = bool(result["published"]) and _publish(settings, manifest, done.trained.envelope)
@@ -193,16 +319,7 @@ def _train_simulated(customers: int, months: int, seed: int, label: str, publish
     console.say(f"{'published as champion, and kept' if result['published'] else 'kept'} as {path}, {result['seconds']} s in all")
     console.result(result)
     if failed:
-        first = failed[0]
-        raise ArtifactRejected(
-            f"gate {first.gate}: {first.reached:.4f} reached, {first.required:g} required, {first.attainable} attainable"
-        )
-
-
-def _verdict(met: bool, unattainable: bool, passed: bool) -> str:
-    if met:
-        return "met"
-    return ("not attainable; near the oracle" if passed else "not attainable; too far from the oracle") if unattainable else "failed"
+        raise ArtifactRejected(gatekeeping.refusal(failed))
 
 
 def _board_line(entry: dict[str, Any]) -> tuple[object, ...]:
@@ -232,7 +349,8 @@ def evaluate(
     split: SplitDay,
     from_topics: FromTopics = False,
     events: Events = None,
-    mapping: MappingName = "jsonl",
+    mapping: Mappings = None,
+    label_name: LabelName = None,
     label_days: LabelDays = 90,
     active_days: ActiveDays = 180,
     model: Annotated[str | None, typer.Option(help="Digest of a model kept here (8 digits or more); default: the champion.")] = None,
@@ -253,7 +371,6 @@ def evaluate(
     from models import registry
     from models.artifact import unpack
     from models.dataset import build, concatenate
-    from models.labels import Label
     from models.split import Split
     from proto.errors import BadInput
     from scoring.scorer import Scorer
@@ -264,7 +381,7 @@ def evaluate(
     console = Console(json_output=json_output)
     parts = _facts(settings, from_topics, events, mapping)
     _, newest = _bounds(parts)
-    label = Label(label_days, active_days)
+    label = _label(label_name, label_days, active_days)
     plan = Split(at, at - label.horizon_ms, newest, label)
     cutoffs = plan.test_cutoffs()
     if not cutoffs:

@@ -19,9 +19,19 @@ def worlds(rows: int, seed: int) -> tuple[Part, np.ndarray]:
 
 def test_the_oracle_comes_near_to_the_truth() -> None:
     (early, _), (late, _), (test, p) = (worlds(8_000, seed) for seed in range(3))
-    _, score = attainable.oracle(early, late, test)
+    score = attainable.oracle(early, late, test).test
     assert evaluate.auc(test.y, score) > evaluate.auc(test.y, p) - 0.01
     assert evaluate.calibration_error(test.y, score) < 0.03
+
+
+def test_the_observer_reaches_what_one_of_two_causes_can_tell() -> None:
+    """Who sees the first column only can at best rank by it; taught by the oracle, few rows bring the observer there."""
+    (early, _), (late, _), (test, p) = (worlds(4_000, seed) for seed in range(3))
+    known = attainable.oracle(early, late, test)
+    half = [Part(part.seen[:, :1], part.y) for part in (early, late, test)]
+    score = attainable.observer(half[0], half[1], half[2], known)
+    best = evaluate.auc(test.y, test.seen[:, 0])
+    assert best - 0.01 < evaluate.auc(test.y, score.test) < evaluate.auc(test.y, p) - 0.05
 
 
 def test_figures_by_hand() -> None:
@@ -34,25 +44,30 @@ def test_figures_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reached", "known", "met", "unattainable", "passed"),
+    ("reached", "told", "strict", "verdict"),
     [
-        (0.9, 0.95, True, False, True),
-        (0.8, 0.95, False, False, False),  # attainable, and not reached
-        (0.78, 0.8, False, True, True),  # not attainable, and as good as can be
-        (0.7, 0.8, False, True, False),  # not attainable, and far from the oracle
-        (0.8, None, False, False, False),
+        (0.9, 0.95, False, "met"),
+        (0.8, 0.95, False, "failed"),  # attainable, and not reached
+        (0.78, 0.8, False, "not attainable: required 0.85, oracle 0.960, from events 0.800; within 0.03 of it"),
+        (0.78, 0.8, True, "not attainable: required 0.85, oracle 0.960, from events 0.800; strict"),
+        (0.7, 0.8, False, "not attainable: required 0.85, oracle 0.960, from events 0.800; too far below"),
+        (0.8, None, False, "failed"),  # real data: nobody knows, nothing is excused
     ],
 )
-def test_a_gate_is_met_or_not_attainable_or_failed(
-    reached: float, known: float | None, met: bool, unattainable: bool, passed: bool
-) -> None:
-    row = Row("auc", 0.85, reached, known)
-    assert (row.met, row.unattainable, row.passed) == (met, unattainable, passed)
+def test_a_gate_is_met_or_excused_or_failed(reached: float, told: float | None, strict: bool, verdict: str) -> None:
+    row = Row("auc", 0.85, reached, None if told is None else 0.96, told, strict=strict)
+    assert row.verdict == verdict
+    assert row.passed == (verdict == "met" or verdict.endswith("of it"))
+
+
+def test_what_the_oracle_reaches_excuses_nothing_by_itself() -> None:
+    """Only the observer's figure does: the oracle sees what no event tells."""
+    assert not Row("auc", 0.85, 0.8, 0.82).passed
 
 
 def test_an_error_has_to_lie_below_its_bound_whatever_the_oracle_does() -> None:
-    assert Row("calibration_error", 0.02, 0.01, 0.05, at_most=True).passed
-    assert not Row("calibration_error", 0.02, 0.03, 0.05, at_most=True).passed
+    assert Row("calibration_error", 0.02, 0.01, 0.05, 0.05, at_most=True).passed
+    assert not Row("calibration_error", 0.02, 0.03, 0.05, 0.05, at_most=True).passed
 
 
 def test_a_model_better_than_the_oracle_has_seen_the_future() -> None:
