@@ -31,6 +31,7 @@ GROUPS: dict[str, Group] = {
     "topics": Group("streams.commands.topics", "Create the topics, or say what would be created."),
     "features": Group("streams.commands.features", "List the features, check them against the oracle, write their page."),
     "worker": Group("streams.commands.worker", "Score events as they come."),
+    "serve": Group("streams.commands.serve", "Answer lookups by gRPC and REST."),
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
     "simulate": Group("streams.commands.simulate", "A population with known causes, as files or on the topics."),
     "models": Group("streams.commands.models", "Train models, publish them, see how good they are."),

@@ -129,6 +129,36 @@ class Metrics:
         return server
 
 
+_LOOKUP_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+class LookupMetrics:
+    """The metrics of a lookup process, on a registry of their own. models: where its follower of the model topic counts."""
+
+    def __init__(self, models: Metrics) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "churn_lookups", "Lookups by method and outcome (OK, or why not).", ["method", "outcome"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "churn_lookup_seconds", "Time of a lookup in the service.", ["method"], buckets=_LOOKUP_SECONDS, registry=self.registry
+        )
+        self.state_reads = Counter("churn_lookup_state_reads", "Round trips to the store; one for all who wait.", registry=self.registry)
+        self.staleness = Gauge(
+            "churn_lookup_staleness_seconds",
+            "Staleness bound of a partition's state as a lookup would say it; NaN: not known.",
+            ["partition"],
+            registry=self.registry,
+        )
+        self.model = Gauge("churn_model_info", "The model in force (value 1).", ["version", "sha"], registry=self.registry)
+        self.registry.register(models.rejected_models)
+
+    def note(self, method: str, outcome: str, seconds: float) -> None:
+        """A call ended."""
+        self._calls.labels(method, outcome).inc()
+        self._seconds.labels(method).observe(seconds)
+
+
 @dataclass(slots=True)
 class Parts:
     """Seconds spent by part of the way of an event; one object per thread, since the CPU clock is per thread."""
