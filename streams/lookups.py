@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from math import isnan
 from typing import Any, Final
 
@@ -13,10 +15,11 @@ import numpy as np
 import orjson
 
 from features.carry import BASE
-from features.catalog import LAYOUT_HASH, NAMES
+from features.catalog import CATALOG, LAYOUT_HASH, NAMES, Op
 from features.facts import KIND, KINDS, NONE, OFFSET, TIME, TOPICS, VALUE, YEAR_2000_MS
 from features.state import decode
 from proto.churn.v1 import churn_pb2 as pb
+from scoring.counterfactual import Action, search
 from scoring.explanation import ExplainingScorer, Part
 from scoring.whatif import what_if
 from streams.codec import Decoder
@@ -34,7 +37,10 @@ POLL_S: Final = 0.02
 BEFORE_THE_END_S: Final = 0.05
 """So long before a call's deadline waiting ends, so that the refusal says why."""
 PAGE: Final = 100
+DAYS: Final = 7
+MOST_DAYS: Final = 90
 _CONSENT: Final = NAMES.index("consent_given")
+_OPEN_TICKETS: Final = next(i for i, feature in enumerate(CATALOG) if feature.op == Op.OPEN_TICKETS)
 _KIND: Final = {code: name for name, code in KINDS.items()}
 _BANDS: Final = (pb.BAND_UNKNOWN, pb.BAND_LOW, pb.BAND_MEDIUM, pb.BAND_HIGH)
 
@@ -51,7 +57,7 @@ class Call:
 
 
 class Lookups:
-    """The handlers. clock_ms: the wall clock, for ages."""
+    """The handlers. clock_ms: the wall clock, for ages. exponent: decimals of the account currency."""
 
     def __init__(
         self,
@@ -65,10 +71,11 @@ class Lookups:
         *,
         stale_ms: int,
         max_batch: int,
+        exponent: int,
     ) -> None:
         self._reader, self._freshness, self._decoder, self._past = reader, freshness, decoder, past
         self._model, self._fallback, self._clock_ms = model, fallback, clock_ms
-        self._stale_ms, self._max_batch = stale_ms, max_batch
+        self._stale_ms, self._max_batch, self._exponent = stale_ms, max_batch, exponent
         self._pool = ThreadPoolExecutor(1, "explain")  # what takes milliseconds does not hold up plain lookups
         self.methods: Mapping[str, Callable[[Any, Call], Awaitable[Any]]] = {
             "GetScore": self.get_score,
@@ -76,6 +83,7 @@ class Lookups:
             "GetFeatures": self.get_features,
             "Explain": self.explain,
             "WhatIf": self.what_if,
+            "Counterfactual": self.counterfactual,
             "ListHistory": self.list_history,
             "ScoreHistory": self.score_history,
         }
@@ -152,6 +160,67 @@ class Lookups:
         if isinstance(found.model, ExplainingScorer):
             answer.changes.extend(map(_contribution, found.model.moved(made.before, made.after)))
         return answer
+
+    async def counterfactual(self, request: pb.CounterfactualRequest, call: Call) -> pb.CounterfactualResponse:
+        """Plans of events after which the stream would score the customer below a threshold."""
+        days = request.days if request.HasField("days") else DAYS
+        if not 1 <= days <= MOST_DAYS:
+            raise wrong("days", f"needs 1 to {MOST_DAYS}")
+        if request.HasField("below") and not 0 < request.below <= 1:
+            raise wrong("below", "needs a probability above 0")
+        found = (await self._read([request.customer_id], _instant(request), request.demand, call))[0]
+        model = self._explains(found)
+        assert found.state is not None
+        edges = [edge for edge in model.edges if edge <= found.probability]
+        below = request.below if request.HasField("below") else (edges or [found.probability])[-1]
+        answer = pb.CounterfactualResponse(score=self._score(found), below=below)
+        if found.probability < below or not (edges or request.HasField("below")):
+            return answer
+        events = self._possible(found)
+        actions = [Action(name, self._facts([event], found.at_ms)[0], counts, effort) for name, (event, counts, effort) in events.items()]
+        made = await self._aside(
+            partial(
+                search,
+                found.state,
+                actions,
+                lambda vectors: judged(model, self._fallback, vectors)[0],
+                at_ms=found.at_ms,
+                days=days,
+                below=below,
+            )
+        )
+        answer.tried = made.tried
+        for plan in made.plans:
+            steps = [(events[action.name][0], time) for action, time in plan.steps]
+            text = ", ".join(f"{number} x {name}" if number > 1 else name for name, number in plan.counts.items())
+            one = pb.Plan(
+                text=f"{text}, within {days} days",
+                probability=plan.probability,
+                band=_BANDS[int(model.bands(np.array([plan.probability], np.float32))[0])],
+                at_ms=plan.steps[-1][1],
+            )
+            for event, time in steps:
+                copy = one.events.add()
+                copy.CopyFrom(event)
+                copy.event_time_ms = time
+            answer.plans.append(one)
+        return answer
+
+    def _possible(self, found: Found) -> dict[str, tuple[pb.Event, tuple[int, ...], float]]:
+        """Events somebody can bring about: by what is said of them, how often, and the effort of one."""
+        assert found.state is not None
+        facts = decode(found.state, found.customer).facts
+        possible: dict[str, tuple[pb.Event, tuple[int, ...], float]] = {}
+        if found.vector[_OPEN_TICKETS] > 0:
+            possible["resolve the open ticket"] = (pb.Event(kind="resolved"), (1,), 1.0)
+        possible["a log-in"] = (pb.Event(kind="login"), (1, 2, 4, 7), 1.0)
+        possible["a feature used"] = (pb.Event(kind="feature_use"), (2, 5), 1.0)
+        possible["a rating of 5 of 5"] = (pb.Event(kind="satisfaction", csat=5), (1,), 2.0)
+        paid = facts[(facts[:, KIND] == KINDS["payment"]) & (facts[:, VALUE] != NONE), VALUE]
+        if len(paid):
+            amount = str(Decimal(int(np.sort(paid)[len(paid) // 2])).scaleb(-self._exponent))
+            possible["a purchase as usual"] = (pb.Event(kind="payment", amount=amount), (1, 2), 3.0)
+        return possible
 
     async def list_history(self, request: pb.ListHistoryRequest, call: Call) -> pb.ListHistoryResponse:
         """The kept facts, newest first."""
@@ -237,6 +306,7 @@ class Lookups:
         return None
 
     async def _aside(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run what takes milliseconds in a thread of its own."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     def _bounded(self, field: str, count: int) -> None:

@@ -112,6 +112,7 @@ class Service:
                 clock,
                 stale_ms=s.serve_stale_ms,
                 max_batch=s.serve_max_batch,
+                exponent=exponent_of(s.currency),
             )
             stack.callback(lookups.close)
             watch = Watch(self._client, s.prefixed(SCORES), s.dependency_timeout_s)
