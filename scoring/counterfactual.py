@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -46,9 +47,7 @@ class Plan:
     @property
     def counts(self) -> dict[str, int]:
         """How often each action occurs."""
-        return {
-            name: sum(action.name == name for action, _ in self.steps) for name in dict.fromkeys(action.name for action, _ in self.steps)
-        }
+        return dict(Counter(action.name for action, _ in self.steps))
 
 
 @dataclass(frozen=True, slots=True)

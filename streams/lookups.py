@@ -178,17 +178,11 @@ class Lookups:
             return answer
         events = self._possible(found)
         actions = [Action(name, self._facts([event], found.at_ms)[0], counts, effort) for name, (event, counts, effort) in events.items()]
-        made = await self._aside(
-            partial(
-                search,
-                found.state,
-                actions,
-                lambda vectors: judged(model, self._fallback, vectors)[0],
-                at_ms=found.at_ms,
-                days=days,
-                below=below,
-            )
-        )
+
+        def scored(vectors: Any) -> Any:
+            return judged(model, self._fallback, vectors)[0]
+
+        made = await self._aside(partial(search, found.state, actions, scored, at_ms=found.at_ms, days=days, below=below))
         answer.tried = made.tried
         for plan in made.plans:
             steps = [(events[action.name][0], time) for action, time in plan.steps]

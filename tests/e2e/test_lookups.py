@@ -197,9 +197,9 @@ def test_what_if_says_what_the_stream_then_says_and_a_writer_reads_what_it_wrote
     watching.cancel()
     assert (seen.customer_id, seen.probability, seen.at_ms) == (customer, made.after.probability, when)
 
+    far = pb.GetScoreRequest(customer_id=customer, demand=pb.Demand(min_offset={"transactions": offset + 1_000}))
     with pytest.raises(grpc.RpcError) as failed:
-        far = pb.Demand(min_offset={"transactions": offset + 1_000})
-        client.call("GetScore", pb.GetScoreRequest(customer_id=customer, demand=far), timeout_s=0.4)
+        client.call("GetScore", far, timeout_s=0.4)
     assert failed.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -220,9 +220,8 @@ def test_plans_land_where_they_promise_when_their_events_really_come(client: Cli
             wanted[topic] = wanted.get(topic, cut[topic]) + 1
             body |= {"event_id": f"plan-{number}", "customer_id": customer, "event_time": event.event_time_ms}
             client.deployment.send(topic, (customer.encode(), json.dumps(body).encode()))
-        score = client.call(
-            "GetScore", pb.GetScoreRequest(customer_id=customer, at_ms=plan.at_ms, demand=pb.Demand(min_offset=wanted))
-        ).score
+        read = pb.GetScoreRequest(customer_id=customer, at_ms=plan.at_ms, demand=pb.Demand(min_offset=wanted))
+        score = client.call("GetScore", read).score
         assert score.last.probability == plan.probability == score.probability
         assert score.last.at_ms == plan.at_ms
         kept += 1
