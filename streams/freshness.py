@@ -55,6 +55,10 @@ class Freshness:
                 return max(0, now_ms - at_ms)
         return None
 
+    def seen_ms(self) -> int | None:
+        """When the topics were last looked at, None when never."""
+        return self._looks[-1][0] if self._looks else None
+
     def _run(self) -> None:
         failed = False
         while not self._ended.wait(LOOK_EVERY_S):

@@ -45,7 +45,8 @@ class Gate:
         caller: Caller | None = None
         outcome = "INTERNAL"
         try:
-            caller, groups = self._admit(method, authorization, request)
+            caller = self._identify(authorization)
+            groups = self._admit(method, caller, request)
             ends_s = self._deadline_s if left_s is None else min(left_s, self._deadline_s)
             try:
                 async with asyncio.timeout(ends_s):
@@ -64,34 +65,47 @@ class Gate:
 
     async def watch(self, request: Any, authorization: str | None) -> AsyncIterator[Message]:
         """Scores as they come, pruned for the caller, until the caller leaves. Raises Refusal."""
+        async for score in await self.admitted_watch(request, authorization):
+            yield score
+
+    async def admitted_watch(self, request: Any, authorization: str | None) -> AsyncIterator[Message]:
+        """As `watch`, with the caller judged before the first score is waited for."""
         caller: Caller | None = None
-        outcome = "INTERNAL"
+        customers = list(request.customer_ids) or ["*"]
         try:
-            caller, groups = self._admit("WatchScores", authorization, request)
-            outcome = "OK"
-            self._note("WatchScores", caller, list(request.customer_ids) or ["*"], outcome, 0.0)
-            async for score in self._watch.scores(request):
+            caller = self._identify(authorization)
+            groups = self._admit("WatchScores", caller, request)
+            scores = self._watch.scores(request)
+        except ChurnError as error:
+            refusal = refusal_of(error)
+            self._note("WatchScores", caller, customers, refusal.reason, 0.0)
+            raise refusal from error
+        self._note("WatchScores", caller, customers, "OK", 0.0)
+        return self._pruned(scores, groups)
+
+    async def _pruned(self, scores: AsyncIterator[Any], groups: frozenset[Group]) -> AsyncIterator[Message]:
+        try:
+            async for score in scores:
                 prune(score, groups)
                 yield score
         except ChurnError as error:
-            refusal = refusal_of(error)
-            self._note("WatchScores", caller, list(request.customer_ids), refusal.reason, 0.0)
-            raise refusal from error
+            raise refusal_of(error) from error
 
-    def _admit(self, method: str, authorization: str | None, request: Any) -> tuple[Caller, frozenset[Group]]:
-        token = None
-        if authorization is not None:
-            if authorization[: len(BEARER)].lower() != BEARER:
-                raise Refusal(Code.UNAUTHENTICATED, "NO_TOKEN", "needs a bearer token: authorization: Bearer TOKEN")
-            token = authorization[len(BEARER) :].strip()
-        caller = self._tokens.identify(token)
+    def _identify(self, authorization: str | None) -> Caller:
+        if authorization is None:
+            return self._tokens.identify(None)
+        if authorization[: len(BEARER)].lower() != BEARER:
+            raise Refusal(Code.UNAUTHENTICATED, "NO_TOKEN", "needs a bearer token: authorization: Bearer TOKEN")
+        return self._tokens.identify(authorization[len(BEARER) :].strip())
+
+    def _admit(self, method: str, caller: Caller, request: Any) -> frozenset[Group]:
         groups = ACCESS[method].get(caller.role)
         if groups is None:
             raise Refusal(
                 Code.PERMISSION_DENIED, "ROLE", f"the role {caller.role.value} may not call {method}", details={"role": caller.role.value}
             )
         self._limits.take(caller, len(_customers(request)))
-        return caller, groups
+        return groups
 
     def _note(self, method: str, caller: Caller | None, customers: Sequence[str], outcome: str, seconds: float) -> None:
         self._metrics.note(method, outcome, seconds)

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version as installed
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -111,12 +112,20 @@ class Metrics:
             "churn_store_memory_ratio", "Memory in use by maxmemory of the fullest Redis server, 0 without a limit.", registry=self.registry
         )
         self.store_writable = Gauge("churn_store_writable", "0 while a Redis server refuses writes for its disk.", registry=self.registry)
+        self.model_since = Gauge(
+            "churn_model_since_timestamp_seconds", "When the model in force was taken into use here.", registry=self.registry
+        )
+        Gauge("churn_build_info", "Version of the service (value 1).", ["version"], registry=self.registry).labels(
+            installed("churnstream")
+        ).set(1)
+        ProcessCollector(registry=self.registry)
         self.rejected_models = Counter("churn_models_rejected", "Artifacts that failed a gate.", registry=self.registry)
 
     def model_in_force(self, version: str, digest: str) -> None:
         """Name the one model that scores from now on."""
         self.model.clear()
         self.model.labels(version, digest[:16]).set(1)
+        self.model_since.set_to_current_time()
 
     def forget_partition(self, partition: int) -> None:
         """Drop the gauges of a partition that went to another worker."""

@@ -7,15 +7,22 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final
 
+import uvicorn
+from prometheus_client import generate_latest
+from starlette.types import ASGIApp
+
+from features.catalog import LAYOUT_HASH
 from features.facts import TOPICS
 from features.redis_store import Seen
-from proto.errors import BadUsage
+from proto.errors import BadUsage, ChurnError
 from scoring.explanation import load as load_model
 from scoring.fallback import Fallback
 from scoring.reasons import Money
@@ -29,6 +36,7 @@ from streams.lookups import Lookups
 from streams.metrics import LookupMetrics, Metrics
 from streams.past_facts import PastFacts
 from streams.reload import Reload, ReloadSettings
+from streams.rest import rest_app
 from streams.settings import Settings
 from streams.state_reader import StateReader
 from streams.state_store import open_store
@@ -39,6 +47,8 @@ from streams.watch import Watch
 log = logging.getLogger(__name__)
 
 GRACE_S: Final = 5.0
+UNSEEN_MS: Final = 10_000
+"""Topics not seen for so long: the service is not ready."""
 STORE_PATIENCE_S: Final = 0.3
 """A lookup waits so long for a store that is away, then says so: its caller can try again."""
 
@@ -134,10 +144,85 @@ class Service:
             stack.push_async_callback(server.stop, GRACE_S)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.stop)
+
+            async def missing() -> list[str]:
+                found = []
+                try:
+                    await reader.standings()
+                except ChurnError as error:
+                    found.append(str(error))
+                if (seen := freshness.seen_ms()) is None or clock() - seen > UNSEEN_MS:
+                    found.append("the ends of the input topics were not seen lately: does Kafka answer?")
+                return found
+
+            async def exposition() -> bytes:
+                with suppress(ChurnError):  # its absence is what is told then
+                    for partition, standing in enumerate(await reader.standings()):
+                        bound = freshness.bound(partition, standing.applied, clock())
+                        metrics.staleness.labels(str(partition)).set(float("nan") if bound is None else bound / 1_000)
+                model = reload.current()
+                metrics.model.clear()
+                metrics.model.labels(model.version, model.digest[:16]).set(1)
+                return generate_latest(metrics.registry)
+
+            def about() -> dict[str, Any]:
+                model = reload.current()
+                named = {"name": model.name, "version": model.version, "digest": model.digest}
+                return {"version": version("churnstream"), "contract": "churn.v1", "layout_hash": LAYOUT_HASH, "model": named}
+
+            app = rest_app(
+                gate,
+                secured=not tokens.open,
+                max_request_bytes=s.serve_max_request_bytes,
+                ready=missing,
+                metrics=exposition,
+                about=about,
+            )
+            rest = await stack.enter_async_context(http_server(app, s))
             await server.ready(True)
-            started(Addresses(f"{s.serve_host}:{server.port}", ""))
+            started(Addresses(f"{s.serve_host}:{server.port}", f"{s.serve_host}:{rest}"))
             await self._stop.wait()
             log.info("stopping")
+
+
+class _Http(uvicorn.Server):
+    """Signals are the service's own."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
+    """Serve an application meanwhile; gives the port. Raises BadUsage when it cannot be had."""
+    s = settings
+    mutual = {} if s.serve_tls_client_ca is None else {"ssl_ca_certs": str(s.serve_tls_client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=int(GRACE_S),
+        ssl_certfile=s.serve_tls_cert,
+        ssl_keyfile=s.serve_tls_key,
+        **mutual,  # type: ignore[arg-type]  # of the two types these have
+    )
+    try:
+        listening = socket.create_server(
+            (s.serve_host, s.serve_rest_port), family=socket.AF_INET6 if ":" in s.serve_host else socket.AF_INET
+        )
+    except OSError as error:
+        raise BadUsage(f"REST port {s.serve_rest_port} on {s.serve_host}: {error.strerror}; set CHURN_SERVE_REST_PORT") from error
+    with listening:
+        server = _Http(config)
+        running = asyncio.create_task(server.serve([listening]))
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await running
 
 
 def log_to_stderr(level: str) -> None:

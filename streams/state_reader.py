@@ -14,7 +14,7 @@ import numpy.typing as npt
 from features.facts import NONE
 from features.history import Histories
 from features.redis_store import Seen
-from features.store import MAX_CUSTOMERS, CustomerState
+from features.store import MAX_CUSTOMERS, CustomerState, Standing
 from proto.errors import ChainBroken
 from streams.partitioner import partition_of
 from streams.scores import Model, judged
@@ -29,6 +29,8 @@ class LookupStore(Protocol):
     """What is needed of a store (features.redis_store.RedisStore)."""
 
     def lookup(self, asked: Sequence[tuple[int, Sequence[str]]]) -> list[Seen]: ...
+
+    def standings(self, partitions: Sequence[int]) -> list[Standing]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,10 @@ class StateReader:
             self._running = True
             loop.create_task(self._run())  # noqa: RUF006 - it ends by itself when nobody waits; every answer is a future of its own
         return await asked.answer
+
+    async def standings(self) -> list[Standing]:
+        """Where every partition stands. Raises StoreUnavailable."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._store.standings, range(self._partitions))
 
     def close(self) -> None:
         """End the thread once it has answered."""

@@ -48,9 +48,11 @@ class Watch:
         self._failure: Exception | None = None
         self.partitions = 0
 
-    async def scores(self, request: pb.WatchScoresRequest) -> AsyncIterator[pb.WatchScoresResponse]:
-        """Scores from now on that meet the request, without an end. Raises Refusal, DependencyUnreachable."""
-        watcher = _Watcher(_filter(request), asyncio.get_running_loop())
+    def scores(self, request: pb.WatchScoresRequest) -> AsyncIterator[pb.WatchScoresResponse]:
+        """Scores from now on that meet the request, without an end. Raises Refusal, and DependencyUnreachable while it is read."""
+        return self._scores(_Watcher(_filter(request), asyncio.get_running_loop()))
+
+    async def _scores(self, watcher: _Watcher) -> AsyncIterator[pb.WatchScoresResponse]:
         with self._lock:
             if len(self._watchers) >= MOST_WATCHERS:
                 raise Refusal(Code.RESOURCE_EXHAUSTED, "WATCHERS", f"{MOST_WATCHERS} watch already")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,7 @@ def test_what_if_says_what_the_stream_then_says_and_a_writer_reads_what_it_wrote
     customer = next(iter(newest(client.scores())))
     before = client.call("GetScore", pb.GetScoreRequest(customer_id=customer)).score
     when = before.freshness.newest_ms + 86_400_000
-    event = {"kind": "payment", "amount": "49.90", "currency": "EUR", "product": "p1"}
+    event: dict[str, Any] = {"kind": "payment", "amount": "49.90", "currency": "EUR", "product": "p1"}
     made = client.call("WhatIf", pb.WhatIfRequest(customer_id=customer, events=[pb.Event(event_time_ms=when, **event)]))
     assert list(made.outcomes) == ["scored"]
     assert made.before.at_ms == made.after.at_ms == when
@@ -283,7 +283,7 @@ def test_the_matrix_of_methods_roles_and_bad_tokens_allows_only_the_listed_cells
         "other key": token("admin", key="another secret that is long enough too"),
         "other audience": token("admin", aud="elsewhere"),
         "no role": token("root"),
-        "unsigned": jwt.encode({"sub": "x", "role": "admin", "aud": "churnstream", "exp": time.time() + 600}, None, "none"),
+        "unsigned": jwt.encode({"sub": "x", "role": "admin", "aud": "churnstream", "exp": time.time() + 600}, "", "none"),
     }
     for method, roles in ACCESS.items():
         found = {role for role in Role if code_of(client, method, token(role.value)) in (OK, grpc.StatusCode.DEADLINE_EXCEEDED)}
@@ -322,8 +322,8 @@ def test_reads_leave_a_trace_without_an_id(client: Client) -> None:
     last = [json.loads(line) for line in text.splitlines()][-2:]
     assert [(line["subject"], line["role"], line["method"], line["outcome"]) for line in last] == [
         ("desk 7", "agent", "GetScore", "OK"),
-        (None, None, "ListHistory", "ROLE"),
-    ] or last[1]["subject"] == "desk 7"
+        ("desk 7", "agent", "ListHistory", "ROLE"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +355,3 @@ def test_health_is_told_and_a_large_request_is_refused(client: Client) -> None:
     with pytest.raises(grpc.RpcError) as failed:
         client.call("GetScore", pb.GetScoreRequest(customer_id="c" * (2 << 20)))
     assert failed.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-_ = Callable
