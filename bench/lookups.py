@@ -3,7 +3,8 @@
     python -m bench.lookups [--rate 1000] [--events-per-second 5000] [--seconds 20] [--customers 5000] [--json]
 
 Kafka, Redis, worker, lookup service, the producer of events and the caller share the machine. Lookups begin at fixed times whatever became
-of those before, and each latency counts from the time its lookup was due: what waits in the caller counts too. Customers are drawn at random.
+of those before, and each latency counts from the time its lookup was due: what waits in the caller counts too. Customers are drawn at
+random.
 """
 
 from __future__ import annotations
@@ -149,9 +150,7 @@ def measure(rates: Sequence[int], per_second: int, seconds: float, customers: in
     }
 
 
-def run(
-    trial: Trial, address: str, rate: int, per_second: int, seconds: float, customers: int, worker: int, served: int
-) -> dict[str, Any]:
+def run(trial: Trial, address: str, rate: int, per_second: int, seconds: float, customers: int, worker: int, served: int) -> dict[str, Any]:
     """One rate, with events beside it."""
     environment = os.environ | trial.environment
     here = [sys.executable, "-m", "bench.lookups", "--seconds", str(seconds), "--customers", str(customers)]

@@ -109,7 +109,8 @@ class Service:
             def now_ms(seen: Seen) -> int:
                 return seen.watermark_ms if s.serve_clock == "stream" and seen.watermark_ms > 0 else clock()
 
-            reader = StateReader(store, reload.current, fallback, s.partitions, now_ms)
+            metrics = LookupMetrics(followed)
+            reader = StateReader(store, reload.current, fallback, s.partitions, now_ms, metrics.state_reads.inc)
             source = KafkaLog(self._client, timeout_s=s.dependency_timeout_s)
             stack.callback(source.close)
             lookups = Lookups(
@@ -127,7 +128,6 @@ class Service:
             stack.callback(lookups.close)
             watch = Watch(self._client, s.prefixed(SCORES), s.dependency_timeout_s)
             stack.callback(watch.close)
-            metrics = LookupMetrics(followed)
             audit = Audit(s.serve_audit, s.digest_key.get_secret_value().encode())
             stack.callback(audit.close)
             gate = Gate(lookups, watch, tokens, RateLimits(s.serve_rate_per_second), audit, metrics, clock, s.serve_deadline_s)

@@ -69,17 +69,23 @@ class _Asked:
 class StateReader:
     """Answers `read` in one thread of its own: one round trip to the store, one run of kernel and model for all who wait.
 
-    now_ms: the instant meant by "now", from where a partition stands. One asyncio loop; the store is this thread's alone.
+    now_ms: the instant meant by "now", from where a partition stands. on_read: called for each round trip. One asyncio loop; the store is this thread's alone.
     """
 
     def __init__(
-        self, store: LookupStore, model: Callable[[], Model], fallback: Model, partitions: int, now_ms: Callable[[Seen], int]
+        self,
+        store: LookupStore,
+        model: Callable[[], Model],
+        fallback: Model,
+        partitions: int,
+        now_ms: Callable[[Seen], int],
+        on_read: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._model, self._fallback, self._partitions, self._now_ms = store, model, fallback, partitions, now_ms
         self._pool = ThreadPoolExecutor(1, "lookup")
         self._waiting: list[_Asked] = []
         self._running = False
-        self.batches = 0
+        self._on_read = on_read
 
     async def read(self, customers: Sequence[str], at_ms: int | None) -> list[Found]:
         """Customers in the order asked. at_ms None: now. Never before a customer's newest event time.
@@ -110,7 +116,7 @@ class StateReader:
             while self._waiting and (not together or size + len(self._waiting[0].customers) <= LARGEST):
                 together.append(self._waiting.pop(0))
                 size += len(together[-1].customers)
-            self.batches += 1
+            self._on_read()
             results = await loop.run_in_executor(self._pool, self._answer, together)
             for asked, result in zip(together, results, strict=True):
                 if asked.answer.done():  # who asked has gone

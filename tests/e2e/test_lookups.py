@@ -88,7 +88,7 @@ def client(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         **bare_environment(),
         "KAFKA_BOOTSTRAP_SERVERS": servers.kafka,
         "REDIS_URL": servers.redis,
-        "CHURN_TOPIC_PREFIX": settings.topic_prefix,
+        "CHURN_TOPIC_PREFIX": deployed.topic_prefix,
         "CHURN_NAMESPACE": own,
         "CHURN_GROUP_ID": own,
         "CHURN_DATA_DIR": SHARED_DATA,
@@ -98,11 +98,11 @@ def client(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "CHURN_SERVE_TOKENS": str(directory / "tokens.toml"),
         "CHURN_SERVE_AUDIT": str(directory / "audit"),
     }
-    create(settings)
+    create(deployed)
     model = small(12, 3)
-    registry.publish(producer_config(settings), settings.prefixed("churn-models"), model.manifest, model.envelope)
-    generate(EVENTS, customers=40, seed=5, prefix=settings.topic_prefix, config=producer_config(settings), start_ms=START_MS)
-    deployment = Deployment(settings, environment, directory)
+    registry.publish(producer_config(deployed), deployed.prefixed("churn-models"), model.manifest, model.envelope)
+    generate(EVENTS, customers=40, seed=5, prefix=deployed.topic_prefix, config=producer_config(deployed), start_ms=START_MS)
+    deployment = Deployment(deployed, environment, directory)
     worker = deployment.start()
     served = nursery().start(
         ["serve", "--grpc-port", "0", "--rest-port", "0", "--json"], environment, directory / "serve.out", directory / "serve.err"
