@@ -147,9 +147,8 @@ def _place(x: int, y: int, width: int, height: int) -> object:
 
 def stale() -> list[str]:
     """Committed dashboards that are not what the table gives now."""
-    return [
-        name for name in DASHBOARDS if not (HOME / f"{name}.json").is_file() or (HOME / f"{name}.json").read_text("utf-8") != made(name)
-    ]
+    files = {name: HOME / f"{name}.json" for name in DASHBOARDS}
+    return [name for name, file in files.items() if not file.is_file() or file.read_text("utf-8") != made(name)]
 
 
 def main() -> None:

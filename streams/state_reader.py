@@ -69,7 +69,8 @@ class _Asked:
 class StateReader:
     """Answers `read` in one thread of its own: one round trip to the store, one run of kernel and model for all who wait.
 
-    now_ms: the instant meant by "now", from where a partition stands. on_read: called for each round trip. One asyncio loop; the store is this thread's alone.
+    now_ms: the instant meant by "now", from where a partition stands. on_read: called for each round trip. One asyncio loop; the store is
+    this thread's alone.
     """
 
     def __init__(

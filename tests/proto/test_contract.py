@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +82,13 @@ def test_the_form_follows_the_rules_of_buf() -> None:
     for message in file.message_types_by_name.values():
         assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", field.name) for field in message.fields), message.name
     text = (ROOT / CONTRACT).read_text("utf-8").splitlines()
-    assert [line for before, line in zip(text, text[1:], strict=False) if line.startswith("  rpc ") and "//" not in before] == []
+    assert [line for before, line in pairwise(text) if line.startswith("  rpc ") and "//" not in before] == []
 
 
 def test_every_alert_fires_when_it_should_and_none_when_all_is_well() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not on the PATH (Debian: prometheus)")
-    done = subprocess.run(
-        [promtool, "test", "rules", "deploy/prometheus/rules_test.yml"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [promtool, "test", "rules", "deploy/prometheus/rules_test.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
