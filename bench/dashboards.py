@@ -125,11 +125,12 @@ def made(name: str) -> str:
     title, panels = DASHBOARDS[name]
     source = DataSourceRef(type_val="prometheus", uid="prometheus")
     board = dashboard.Dashboard(title).uid(f"churn-{name}").tags(["churnstream"]).refresh("10s").time("now-30m", "now").editable()
-    x = y = 0
+    x = y = row = 0
     for panel in panels:
         high = 4 if panel.number else 8
         if x + panel.width > WIDTH:
-            x, y = 0, y + high
+            x, y, row = 0, y + row, 0
+        row = max(row, high)
         drawn = stat.Panel() if panel.number else timeseries.Panel().min(0).fill_opacity(10)
         drawn = drawn.title(panel.title).unit(panel.unit).datasource(source).grid_pos(_place(x, y, panel.width, high))
         for legend, query in panel.queries:

@@ -45,6 +45,8 @@ GROUPS: dict[str, Group] = {
     "replay": Group("streams.commands.replay", "What another model would have said, beside what was scored."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "drift": Group("streams.commands.drift", "Whether the scores have moved."),
+    "status": Group("streams.commands.status", "Where the deployment stands: partitions, lag, model."),
+    "doctor": Group("streams.commands.doctor", "Whether everything is there that the service needs."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 
