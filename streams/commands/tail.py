@@ -23,9 +23,7 @@ FIRST_LOOK = 1_000
 def tail(
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Scores to show.")] = 10,
     customer: Annotated[str | None, typer.Option(metavar="ID", help="Only this customer's.")] = None,
-    since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="All written since then (RFC 3339 or a day), instead of a count.")
-    ] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="All since then (RFC 3339 or a day) instead of a count.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
     json_output: Json = False,
 ) -> None:
