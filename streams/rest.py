@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import date
 from decimal import Decimal
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Annotated, Any, Final, Literal
 
 import orjson
@@ -292,6 +293,7 @@ def rest_app(
 
     said = {"type": "object", "properties": {"missing": {"type": "array", "items": {"type": "string"}}}}
     _operations(app, ready, metrics, about, said)
+    _console(app)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -367,6 +369,29 @@ def _operations(
     async def told() -> Response:
         """Version of the service, of the contract, and the model in force."""
         return JSONResponse(dict(about()))
+
+
+_CONSOLE: Final = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+_POLICY: Final = "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+
+
+def _console(app: FastAPI) -> None:
+    """The page for people; it asks the same lookups with the token its reader types in."""
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return _file("index.html")
+
+    @app.get("/console/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in _CONSOLE:
+            raise HTTPException(404)
+        return _file(name)
+
+
+def _file(name: str) -> Response:
+    headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    return Response(files("streams.web").joinpath(name).read_bytes(), headers=headers, media_type=f"{_CONSOLE[name]}; charset=utf-8")
 
 
 class Bounded:
