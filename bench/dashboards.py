@@ -12,7 +12,7 @@ from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import DataSourceRef
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, GridPos
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 HOME: Final = ROOT / "deploy" / "grafana"
@@ -140,9 +140,7 @@ def made(name: str) -> str:
     return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 
-def _place(x: int, y: int, width: int, height: int) -> object:
-    from grafana_foundation_sdk.models.dashboard import GridPos
-
+def _place(x: int, y: int, width: int, height: int) -> GridPos:
     return GridPos(h=height, w=width, x=x, y=y)
 
 

@@ -122,14 +122,14 @@ def standing(settings: Settings) -> dict[str, Any]:
     ends = kafka_ends(client, [settings.prefixed(topic) for topic in TOPICS], settings.partitions, PATIENCE_S)()
     with closing(open_store(settings, redis_address(settings), patience_s=0)) as store:
         standings = store.standings(partitions)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for partition, one in zip(partitions, standings, strict=True):
         lag = sum(max(0, ends[topic, partition] - one.applied[name] - 1) for topic, name in enumerate(TOPICS))
         rows.append({"partition": partition, "owned": bool(one.nonce), "lag": lag, "applied": dict(one.applied), "whole": one.whole})
     published = read_models(client, settings.prefixed(MODELS))
     return {
         "partitions": rows,
-        "lag": sum(int(row["lag"]) for row in rows),
-        "owned": sum(bool(row["owned"]) for row in rows),
+        "lag": sum(row["lag"] for row in rows),
+        "owned": sum(row["owned"] for row in rows),
         "champion": published.aliases.get(CHAMPION, ""),
     }

@@ -13,7 +13,7 @@ import orjson
 from fastapi import Body, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,8 +40,22 @@ Offsets = Annotated[
 ]
 
 
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 5.0 is the integer 5, wherever it stands."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    return [_whole(one) for one in value] if isinstance(value, list) else value
+
+
 class _In(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any) -> Any:
+        return _whole(value)
 
 
 class DemandIn(_In):
@@ -119,12 +133,12 @@ def _offsets(texts: list[str]) -> dict[str, int]:
 
 
 def _demanded(demand: DemandIn) -> pb.Demand:
-    return pb.Demand(max_age_ms=demand.max_age_ms, min_offset=dict(demand.min_offset))
+    return pb.Demand(max_age_ms=demand.max_age_ms, min_offset=dict[str, int](demand.min_offset.items()))
 
 
 def problem(refusal: Refusal) -> Response:
     """A refusal as JSON."""
-    body = {"code": refusal.code.name, "reason": refusal.reason, "message": str(refusal)}
+    body: dict[str, Any] = {"code": refusal.code.name, "reason": refusal.reason, "message": str(refusal)}
     body |= {"details": dict(refusal.details), "fields": dict(refusal.fields)}
     headers = {"WWW-Authenticate": "Bearer"} if refusal.code is Code.UNAUTHENTICATED else {}
     if refusal.code is Code.RESOURCE_EXHAUSTED:
@@ -405,7 +419,12 @@ class Bounded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seen, begun = 0, False
+        stated = dict(scope["headers"]).get(b"content-length", b"0")
+        seen, begun = int(stated) if stated.isdigit() else 0, False
+        if seen > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
 
         async def bounded() -> Message:
             nonlocal seen
@@ -417,22 +436,21 @@ class Bounded:
 
         async def watched(message: Message) -> None:
             nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
+            if begun or seen <= self._limit:  # what the application makes of the error is not said
+                begun = True
+                await send(message)
 
         try:
             await self._app(scope, bounded, watched)
         except _TooLarge:
             if begun:
                 raise
-            refusal = {
-                "code": "RESOURCE_EXHAUSTED",
-                "reason": "TOO_LARGE",
-                "message": f"more than {self._limit} bytes",
-                "details": {},
-                "fields": {},
-            }
-            await JSONResponse(refusal, 413, {"Connection": "close"})(scope, receive, send)
+        if seen > self._limit and not begun:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body: dict[str, Any] = {"code": "RESOURCE_EXHAUSTED", "reason": "TOO_LARGE", "message": f"more than {self._limit} bytes"}
+        await JSONResponse(body | {"details": {}, "fields": {}}, 413, {"Connection": "close"})(scope, receive, send)
 
 
 class _TooLarge(Exception):
