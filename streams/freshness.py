@@ -49,11 +49,15 @@ class Freshness:
 
     def bound(self, partition: int, applied: Offsets, now_ms: int) -> int | None:
         """Everything taken in so many ms before now is in state with these offsets; None when that is not known."""
-        wanted = [(topic, partition, applied[name] + 1) for topic, name in enumerate(TOPICS)]
-        for at_ms, ends in reversed(tuple(self._looks)):
-            if all(ends.get((topic, of), 0) <= end for topic, of, end in wanted):
-                return max(0, now_ms - at_ms)
-        return None
+        wanted = [((topic, partition), applied[name] + 1) for topic, name in enumerate(TOPICS)]
+
+        def met(ends: Ends) -> bool:
+            return all(ends.get(place, 0) <= end for place, end in wanted)
+
+        looks = self._looks
+        if looks and met((newest := looks[-1])[1]):  # nearly always, and without a copy of all
+            return max(0, now_ms - newest[0])
+        return next((max(0, now_ms - at_ms) for at_ms, ends in reversed(tuple(looks)) if met(ends)), None)
 
     def seen_ms(self) -> int | None:
         """When the topics were last looked at, None when never."""

@@ -120,15 +120,15 @@ class Lookups:
         if cut or (at_ms is not None and at_ms < at):
             at = at if at_ms is None else at_ms
             vector, source = await self._aside(self._past.vector, found.customer, found.seen.partition, found.state, at, cut or None)
-        model = found.model
+        model, bound = found.model, self._bound(found)
         text = model.text if isinstance(model, ExplainingScorer) else _plain_text
         answer = pb.GetFeaturesResponse(
             customer_id=found.customer,
-            status=self._status(found),
+            status=self._status(found, bound),
             at_ms=at,
             vector_hash=vector_hashes(vector[None])[0],
             layout_hash=LAYOUT_HASH,
-            freshness=self._fresh(found),
+            freshness=_fresh(found, bound),
             source=source,
         )
         answer.features.extend(
@@ -223,7 +223,8 @@ class Lookups:
         self._bounded("limit", request.limit)
         before = request.before_ms if request.HasField("before_ms") else None
         found = (await self._read([request.customer_id], None, request.demand, call))[0]
-        answer = pb.ListHistoryResponse(customer_id=found.customer, status=self._status(found), freshness=self._fresh(found))
+        bound = self._bound(found)
+        answer = pb.ListHistoryResponse(customer_id=found.customer, status=self._status(found, bound), freshness=_fresh(found, bound))
         if found.state is not None:
             known = decode(found.state, found.customer)
             rows = known.facts[::-1]
@@ -331,10 +332,12 @@ class Lookups:
 
     # -- answers
 
-    def _status(self, found: Found) -> pb.Status:
+    def _bound(self, found: Found) -> int | None:
+        return self._freshness.bound(found.seen.partition, found.seen.applied, self._clock_ms())
+
+    def _status(self, found: Found, bound: int | None) -> pb.Status:
         if found.state is None and not found.seen.rebuilding:
             return pb.STATUS_UNKNOWN
-        bound = self._freshness.bound(found.seen.partition, found.seen.applied, self._clock_ms())
         if found.seen.rebuilding or bound is None or bound > self._stale_ms:
             return pb.STATUS_STALE
         if found.last is None:
@@ -346,10 +349,10 @@ class Lookups:
 
     def _score_of(self, found: Found, at_ms: int, probability: float, band: int, vector: Any, *, hypothetical: bool = False) -> pb.Score:
         scored = hypothetical or found.last is not None
-        last = found.last
+        last, bound = found.last, self._bound(found)
         return pb.Score(
             customer_id=found.customer,
-            status=self._status(found),
+            status=self._status(found, bound),
             at_ms=at_ms,
             probability=probability if scored else None,
             band=_BANDS[band] if scored else pb.BAND_UNSPECIFIED,
@@ -359,18 +362,7 @@ class Lookups:
             else pb.LastScore(probability=last.probability, band=_BANDS[last.band], alert_band=_BANDS[last.alert_band], at_ms=last.at_ms),
             vector_hash=vector_hashes(vector[None])[0] if scored else "",
             model=_model(found.model),
-            freshness=self._fresh(found),
-        )
-
-    def _fresh(self, found: Found) -> pb.Freshness:
-        seen, newest = found.seen, found.newest_ms
-        return pb.Freshness(
-            newest_ms=newest,
-            age_ms=None if newest is None else found.at_ms - newest,
-            staleness_ms=self._freshness.bound(seen.partition, seen.applied, self._clock_ms()),
-            cut=seen.applied,
-            partition=seen.partition,
-            rebuilding=seen.rebuilding,
+            freshness=_fresh(found, bound),
         )
 
 
@@ -410,6 +402,18 @@ def _check_demand(demand: pb.Demand) -> None:
     for topic in demand.min_offset:
         if topic not in TOPICS:
             raise wrong("demand.min_offset", f"{topic!r} is none of {', '.join(TOPICS)}")
+
+
+def _fresh(found: Found, bound: int | None) -> pb.Freshness:
+    seen, newest = found.seen, found.newest_ms
+    return pb.Freshness(
+        newest_ms=newest,
+        age_ms=None if newest is None else found.at_ms - newest,
+        staleness_ms=bound,
+        cut=seen.applied,
+        partition=seen.partition,
+        rebuilding=seen.rebuilding,
+    )
 
 
 def _model(model: Model) -> pb.Model:
