@@ -13,13 +13,13 @@ import orjson
 from fastapi import Body, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.facts import TOPICS, YEAR_2000_MS
 from proto.churn.v1 import churn_pb2 as pb
-from proto.events import CustomerProfile, Login, SupportTicket, Transaction
+from proto.events import Amount, ContractEnd, CustomerProfile, Login, Signup, SupportTicket, Transaction
 from streams.gate import Gate
 from streams.lookups import LATEST_MS, LONGEST_ID, MOST_DAYS
 from streams.plain import plain, schema
@@ -83,8 +83,22 @@ class _Hypothetical(BaseModel):
     event_time: Annotated[int, Field(ge=YEAR_2000_MS, le=LATEST_MS)] | None = None
 
 
+def _described(*kinds: dict[str, Any]) -> WithJsonSchema:
+    """What may be sent here, as narrow as JSON Schema can say it."""
+    return WithJsonSchema({"anyOf": [*kinds, {"type": "null"}]}, mode="validation")
+
+
+_AMOUNT: Final = _described(
+    {"type": "number", "minimum": 0, "maximum": 10**12}, {"type": "string", "pattern": r"^[0-9]{1,12}(\.[0-9]{1,6})?$"}
+)
+_SIGNUP: Final = _described({"type": "string", "format": "date", "pattern": "^(19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}$"})
+_CONTRACT_END: Final = _described({"type": "string", "format": "date", "pattern": "^20[0-9]{2}-[0-9]{2}-[0-9]{2}$"})
+
+
 class TransactionIn(_Hypothetical, Transaction):
     """As on `transactions`."""
+
+    amount: Annotated[Amount, _AMOUNT] = None
 
 
 class LoginIn(_Hypothetical, Login):
@@ -97,6 +111,9 @@ class SupportTicketIn(_Hypothetical, SupportTicket):
 
 class CustomerProfileIn(_Hypothetical, CustomerProfile):
     """As on `customer-profiles`."""
+
+    signup_date: Annotated[Signup, _SIGNUP] = None
+    contract_end: Annotated[ContractEnd, _CONTRACT_END] = None
 
 
 EventIn = Annotated[TransactionIn | LoginIn | SupportTicketIn | CustomerProfileIn, Field(discriminator="kind")]
@@ -408,6 +425,10 @@ def _file(name: str) -> Response:
     return Response(files("streams.web").joinpath(name).read_bytes(), headers=headers, media_type=f"{_CONSOLE[name]}; charset=utf-8")
 
 
+_FORGOTTEN: Final = 8
+"""Times the limit that is read of a request that is too large."""
+
+
 class Bounded:
     """Refuses bodies larger than so many bytes, whatever they say of their length."""
 
@@ -449,6 +470,13 @@ class Bounded:
             await self._refuse(scope, receive, send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Read on for a while and forget: a caller cut off in the middle of its sending would never see the answer.
+        left = _FORGOTTEN * self._limit
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if not message.get("more_body", False):
+                break
         body: dict[str, Any] = {"code": "RESOURCE_EXHAUSTED", "reason": "TOO_LARGE", "message": f"more than {self._limit} bytes"}
         await JSONResponse(body | {"details": {}, "fields": {}}, 413, {"Connection": "close"})(scope, receive, send)
 
