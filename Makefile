@@ -9,7 +9,7 @@ PEERS ?=
 QUICK ?=
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types fmt check claims bench bench-quick faults lock
+.PHONY: help setup demo test lint types fmt check claims bench bench-quick faults lock proto dashboards
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -60,6 +60,12 @@ types: $(VENV)/.packages  ## mypy, strict
 fmt: $(VENV)/.packages  ## format, and repair what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+proto: $(VENV)/.packages  ## the Python code of the gRPC contract, made anew
+	$(BIN)/python -m bench.stubs
+
+dashboards: $(VENV)/.packages  ## the Grafana dashboards, made anew
+	$(BIN)/python -m bench.dashboards
 
 check: lint types test  ## what continuous integration runs
 

@@ -264,6 +264,11 @@ local function load(keys, args)
   return states
 end
 
+-- keys and args: as load. All of meta, and what load gives: of one moment, so that a state is never told with another batch's offsets.
+local function lookup(keys, args)
+  return {redis.call('HGETALL', keys[1]), load(keys, args)}
+end
+
 -- allow-oom: what a full server needs in order to become less full, and what writes a few bytes at most.
 redis.register_function{function_name = 'churn_claim_@VERSION@', callback = claim, flags = {'allow-oom'}}
 redis.register_function('churn_migrate_@VERSION@', migrate)
@@ -276,3 +281,4 @@ redis.register_function('churn_restore_@VERSION@', restore)
 redis.register_function('churn_finish_rebuild_@VERSION@', finish_rebuild)
 redis.register_function{function_name = 'churn_look_@VERSION@', callback = look, flags = {'no-writes'}}
 redis.register_function{function_name = 'churn_load_@VERSION@', callback = load, flags = {'no-writes'}}
+redis.register_function{function_name = 'churn_lookup_@VERSION@', callback = lookup, flags = {'no-writes'}}

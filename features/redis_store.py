@@ -114,6 +114,18 @@ class Size:
     keys: int
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Customers of a partition and where it stands, of one moment. fresh: no batch was ever applied here."""
+
+    partition: int
+    applied: Offsets
+    watermark_ms: int
+    rebuilding: bool
+    fresh: bool
+    states: Sequence[CustomerState | None]
+
+
 class RedisStore:
     """State of partitions on one Redis server or on a Redis Cluster. Not for several threads at once.
 
@@ -191,6 +203,19 @@ class RedisStore:
         answers = self._call_all([(partition, self._function("load", meta, *prefixes, *map(_key, part), read_only=True)) for part in parts])
         found = [state for answer in answers for state in _raised(answer)]
         return [_state(partition, customer, state) for customer, state in zip(customers, found, strict=True)]
+
+    def lookup(self, asked: Sequence[tuple[int, Sequence[str]]]) -> list[Seen]:
+        """Customers by partition (at most 1,000 each), for reading only: in one round trip, each partition of one moment.
+
+        Raises StateDamaged for a missing chunk, ChainBroken for state of another format.
+        """
+        commands: list[tuple[int, Command]] = []
+        for partition, customers in asked:
+            prefixes = (self._prefix(partition, b"c"), self._prefix(partition, b"f"))
+            meta = self._own(partition)[:1]
+            commands.append((partition, self._function("lookup", meta, *prefixes, *map(_key, customers), read_only=True)))
+        answers = self._call_all(commands)
+        return [_seen(*one, _raised(answer)) for one, answer in zip(asked, answers, strict=True)]
 
     def apply(self, batches: Sequence[Apply]) -> None:
         """As in Store, in one round trip. Every batch is tried; the first refusal is raised after all answers are in."""
@@ -615,3 +640,20 @@ def _state(partition: int, customer: str, answer: Any) -> CustomerState | None:
     if None in chunks:
         raise chunk_missing(partition, customer)
     return CustomerState(main, tuple(chunks))
+
+
+def _seen(partition: int, customers: Sequence[str], answer: Any) -> Seen:
+    pairs, states = answer
+    fields: Mapping[bytes, bytes] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    found = fields.get(b"format", LAYOUT.encode()).decode()
+    if found != LAYOUT and found not in MIGRATED:
+        raise unknown_format(partition, found)
+    applied = {name: int(fields.get(_APPLIED + name.encode(), -1)) for name in TOPICS}
+    return Seen(
+        partition,
+        applied,
+        int(fields.get(b"watermark", -1)),
+        b"rebuilding" in fields,
+        not any(name.startswith(_APPLIED) for name in fields),
+        [_state(partition, customer, state) for customer, state in zip(customers, states, strict=True)],
+    )

@@ -31,6 +31,7 @@ GROUPS: dict[str, Group] = {
     "topics": Group("streams.commands.topics", "Create the topics, or say what would be created."),
     "features": Group("streams.commands.features", "List the features, check them against the oracle, write their page."),
     "worker": Group("streams.commands.worker", "Score events as they come."),
+    "serve": Group("streams.commands.serve", "Answer lookups by gRPC and REST."),
     "feed": Group("streams.commands.feed", "Send the rows of files as events."),
     "simulate": Group("streams.commands.simulate", "A population with known causes, as files or on the topics."),
     "models": Group("streams.commands.models", "Train models, publish them, see how good they are."),
@@ -45,6 +46,8 @@ GROUPS: dict[str, Group] = {
     "replay": Group("streams.commands.replay", "What another model would have said, beside what was scored."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "drift": Group("streams.commands.drift", "Whether the scores have moved."),
+    "status": Group("streams.commands.status", "Where the deployment stands: partitions, lag, model."),
+    "doctor": Group("streams.commands.doctor", "Whether everything is there that the service needs."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version as installed
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -119,11 +120,19 @@ class Metrics:
         )
         for what in ("signature", "artifact"):
             self.rejected_models.labels(what)
+        self.model_since = Gauge(
+            "churn_model_since_timestamp_seconds", "When the model in force was taken into use here.", registry=self.registry
+        )
+        Gauge("churn_build_info", "Version of the service (value 1).", ["version"], registry=self.registry).labels(
+            installed("churnstream")
+        ).set(1)
+        ProcessCollector(registry=self.registry)
 
     def model_in_force(self, version: str, digest: str) -> None:
         """Name the one model that scores from now on."""
         self.model.clear()
         self.model.labels(version, digest[:16]).set(1)
+        self.model_since.set_to_current_time()
 
     def forget_partition(self, partition: int) -> None:
         """Drop the gauges of a partition that went to another worker."""
@@ -134,6 +143,36 @@ class Metrics:
         """Answer /metrics on every interface; returns the server, which has shutdown()."""
         server, _ = start_http_server(port, registry=self.registry)
         return server
+
+
+_LOOKUP_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+class LookupMetrics:
+    """The metrics of a lookup process, on a registry of their own. models: where its follower of the model topic counts."""
+
+    def __init__(self, models: Metrics) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "churn_lookups", "Lookups by method and outcome (OK, or why not).", ["method", "outcome"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "churn_lookup_seconds", "Time of a lookup in the service.", ["method"], buckets=_LOOKUP_SECONDS, registry=self.registry
+        )
+        self.state_reads = Counter("churn_lookup_state_reads", "Round trips to the store; one for all who wait.", registry=self.registry)
+        self.staleness = Gauge(
+            "churn_lookup_staleness_seconds",
+            "Staleness bound of a partition's state as a lookup would say it; NaN: not known.",
+            ["partition"],
+            registry=self.registry,
+        )
+        self.model = Gauge("churn_model_info", "The model in force (value 1).", ["version", "sha"], registry=self.registry)
+        self.registry.register(models.rejected_models)
+
+    def note(self, method: str, outcome: str, seconds: float) -> None:
+        """A call ended."""
+        self._calls.labels(method, outcome).inc()
+        self._seconds.labels(method).observe(seconds)
 
 
 @dataclass(slots=True)

@@ -192,6 +192,32 @@ class Settings(BaseSettings):
     feature_log: bool = Field(False, description="Log the vector of every score on churn-features (0.5 kB each).")
     reasons_top: int = Field(3, ge=0, le=20, description="Reasons given with a score (count).")
 
+    # Lookups
+    serve_host: str = Field("127.0.0.1", description="Address the lookup service listens on; others than loopback need tokens.")
+    serve_grpc_port: int = Field(50051, ge=0, le=65535, description="TCP port of gRPC lookups; 0 = a free one.")
+    serve_rest_port: int = Field(8000, ge=0, le=65535, description="TCP port of REST lookups, health and metrics; 0 = a free one.")
+    serve_tokens: Path | None = Field(
+        None, description="TOML file of bearer tokens: [[token]] with sha256 (of the token), subject, role; read again when it changes."
+    )
+    serve_jwt_key: SecretStr = Field(
+        SecretStr(""), description="Key of signed tokens (JWT): a PEM public key, or a secret of 32 bytes or more for HS256; empty = none."
+    )
+    serve_jwt_audience: str = Field("churnstream", description="Audience a signed token must name.")
+    serve_jwt_issuer: str = Field("", description="Issuer a signed token must name; empty = any.")
+    serve_tls_cert: Path | None = Field(None, description="PEM certificate chain of the lookup service; none = plain text.")
+    serve_tls_key: Path | None = Field(None, description="PEM private key of the lookup service.")
+    serve_tls_client_ca: Path | None = Field(None, description="PEM authorities of clients; set = they must show a certificate (mTLS).")
+    serve_reflection: bool = Field(False, description="Answer gRPC reflection, so that grpcurl needs no .proto file.")
+    serve_rate_per_second: int = Field(5_000, ge=1, description="Most customers looked up per second and caller (count).")
+    serve_max_batch: int = Field(1_000, ge=1, le=10_000, description="Most customers, or events, of one call (count).")
+    serve_max_request_bytes: int = Field(1 << 20, ge=1_024, description="Largest request accepted (bytes).")
+    serve_deadline_s: float = Field(5.0, gt=0, description="A call without a deadline, or with a longer one, ends after this (s).")
+    serve_stale_ms: int = Field(60_000, ge=1, description="Answers whose staleness bound is larger have the status stale (ms).")
+    serve_clock: Literal["wall", "stream"] = Field(
+        "wall", description="What `now` is: the wall clock, or the newest event time of the customer's partition (replayed and old data)."
+    )
+    serve_audit: Path | None = Field(None, description="File the audit lines are appended to; none = the log.")
+
     # Embedded servers
     stack_kafka_port: int = Field(0, ge=0, le=65535, description="TCP port of the embedded Kafka on 127.0.0.1; 0 = a free one.")
     stack_redis_port: int = Field(0, ge=0, le=65535, description="TCP port of the embedded Redis on 127.0.0.1; 0 = a free one.")

@@ -23,17 +23,20 @@ FIRST_LOOK = 1_000
 def tail(
     count: Annotated[int, typer.Option("--count", "-n", min=0, help="Scores to show.")] = 10,
     customer: Annotated[str | None, typer.Option(metavar="ID", help="Only this customer's.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="All since then (RFC 3339 or a day) instead of a count.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new ones until Ctrl-C.")] = False,
     json_output: Json = False,
 ) -> None:
     """The last scores on churn-scores, oldest first."""
+    from streams.commands.feed import instant
     from streams.console import Console
     from streams.settings import load
 
     settings = load()
     console = Console(json_output=json_output and not follow)
     reader = Reader(settings, customer)
-    scores = reader.last(count)
+    since_ms = instant(since, "--since")
+    scores = reader.last(count) if since_ms is None else reader.since(since_ms)
     for score in scores:
         _say(console, score, as_json=json_output and follow)
     if follow:
@@ -82,6 +85,20 @@ class Reader:
             found += self._last_of(partition, count)
         self._assign({partition: end for partition, (_, end) in self._ends.items()})
         return [score for *_, score in sorted(found, key=lambda row: row[:3])[len(found) - min(count, len(found)) :]]
+
+    def since(self, at_ms: int) -> list[dict[str, Any]]:
+        """All scores written at or after this instant, by append time; the consumer then stands at the end."""
+        from confluent_kafka import TopicPartition
+
+        asked = [TopicPartition(self._topic, partition, at_ms) for partition in self._chosen]
+        found: list[tuple[int, int, int, dict[str, Any]]] = []
+        for place in self._consumer.offsets_for_times(asked, timeout=self._timeout_s):
+            end = self._ends[place.partition][1]
+            if 0 <= place.offset < end:
+                self._assign({place.partition: place.offset})
+                found += self._until(place.partition, end)
+        self._assign({partition: self._ends[partition][1] for partition in self._chosen})
+        return [score for *_, score in sorted(found, key=lambda row: row[:3])]
 
     def coming(self) -> Iterator[dict[str, Any]]:
         """Scores from the end on, without an end of its own."""

@@ -1,0 +1,1 @@
+"""The console: files a browser loads, nothing from elsewhere."""

@@ -1,0 +1,6 @@
+# The part that this project calls.
+from google.protobuf.message import Message
+
+class Any(Message):
+    def Pack(self, message: Message) -> bool: ...
+    def Unpack(self, message: Message) -> bool: ...

@@ -1,0 +1,13 @@
+# The parts that generated code names, as the plain collections they behave like.
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+class RepeatedScalarFieldContainer(list[T]): ...
+
+class RepeatedCompositeFieldContainer(list[T]):
+    def add(self, **fields: Any) -> T: ...
+
+class ScalarMap(dict[K, T]): ...
+class MessageMap(dict[K, T]): ...
