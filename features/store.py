@@ -21,8 +21,8 @@ PREFIX: Final = Struct("<HHI")
 """First bytes of `CustomerState.main`: format version, number of closed chunks, number of the first one; all a store reads of it."""
 MAX_CUSTOMERS: Final = 1_000
 """Most customers of one apply, of one restore, and of one load call to the server."""
-FORMAT: Final = 1
-"""Version of the bytes of a customer."""
+FORMAT: Final = 2
+"""Version of the bytes of a customer; those of version 1 are read too (no source of the last score)."""
 PARTITION_FORMAT: Final = 2
 """Version of everything stored of a partition: its keys, its meta and the bytes of its customers."""
 LAYOUT: Final = f"{PARTITION_FORMAT}/{LAYOUT_HASH[:16]}"

@@ -98,6 +98,10 @@ class Emitted:
         """Some of them: a slice, indices or a mask."""
         return Emitted(*(getattr(self, column.name)[which] for column in fields(self)))
 
+    def last_scores(self, rows: IntArray) -> tuple[Any, ...]:
+        """Of these scores what `Histories.restore_scores` takes."""
+        return self.probability[rows], self.band[rows], self.alert[rows], self.at[rows], self.plan[rows, -1], self.offset[rows]
+
     def cut(self, row: int) -> dict[str, int]:
         """The cut of one record, -1 for the last."""
         return dict(zip(TOPICS, self.plan[row].tolist(), strict=False))

@@ -53,6 +53,7 @@ def feature_records(batch: Batch, scored: Scored) -> list[dict[str, Any]]:
     columns["layout"] = LAYOUT
     columns["topic"] = batch.topic[rows]
     columns["late"] = scored.late
+    columns["cause"] = np.where(scored.late, CAUSES.index("late"), 0)
     columns["partition"] = batch.partition
     columns["offset"] = batch.offset[rows]
     columns["event_time"] = batch.facts[rows, TIME]

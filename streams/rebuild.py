@@ -449,7 +449,7 @@ class _Replay:
                 with part("scores"):
                     if self.at_the_end(batch):
                         alerted[rows] = _crossings(names, histories.alert_bands(names), block.alert[there])
-                    histories.restore_scores(names, block.probability[there], block.band[there], block.alert[there], block.at[there])
+                    histories.restore_scores(names, *block.last_scores(there))
                 model = str(block.model[there[-1]])
                 with part("compare"):
                     apart = _apart(vectors, step.at[positions], block, there)

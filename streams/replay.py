@@ -91,7 +91,9 @@ def replay(rerun: Rerun, model: Model, rules: Rules, out: Callable[[Told, Scored
     flipped: set[str] = set()
     for told in rerun:
         _note_segments(told, segments)
-        scored = score(rerun.histories, model, rules, told.customers, told.rows, told.at, told.late, told.vectors, rerun.parts.part)
+        scored = score(
+            rerun.histories, model, rules, told.customers, told.rows, told.at, told.late, told.vectors, told.sources, rerun.parts.part
+        )
         with rerun.parts.part("report"):
             made = np.empty(len(told.rows), _OUT)
             made["topic"], made["offset"] = told.batch.topic[told.rows], told.batch.offset[told.rows]

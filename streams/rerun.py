@@ -97,6 +97,11 @@ class Told:
     vectors: FloatArray
     place: IntArray
 
+    @property
+    def sources(self) -> tuple[IntArray, IntArray]:
+        """What each score is made for: topic index, offset."""
+        return self.batch.topic[self.rows], self.batch.offset[self.rows]
+
     def pick(self, which: BoolArray | slice) -> Told:
         """Of the scores only these."""
         chosen = np.arange(len(self.rows))[which]
@@ -163,7 +168,7 @@ class Rerun:
             return
         told = told if (told.place >= 0).all() else told.pick(told.place >= 0)
         there = told.place
-        self.histories.restore_scores(told.customers, block.probability[there], block.band[there], block.alert[there], block.at[there])
+        self.histories.restore_scores(told.customers, *block.last_scores(there))
 
     def _batches(self) -> Iterator[tuple[Batch, Emitted | None]]:
         t = self.topics

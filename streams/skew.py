@@ -142,7 +142,16 @@ class _Comparison:
                 self._differs(MODEL_GONE, block.record[row], None)
             return
         scored = score(
-            self.rerun.histories, model, self.rules, told.customers, told.rows, told.at, told.late, told.vectors, self.parts.part
+            self.rerun.histories,
+            model,
+            self.rules,
+            told.customers,
+            told.rows,
+            told.at,
+            told.late,
+            told.vectors,
+            told.sources,
+            self.parts.part,
         )
         with self.parts.part("encode"):
             clocks = block.scored_at[told.place]

@@ -345,6 +345,8 @@ def recomputed(inputs: list[list[Message]], order: Sequence[tuple[int, int]], to
                 np.array([record["probability"]], np.float32),
                 np.array([BANDS.index(record["band"])], np.uint8),
                 step.at,
+                records.facts[:, KIND] >> 3,
+                records.offset,
             )
     found = {}
     for name in sorted(histories):
