@@ -306,7 +306,8 @@ class Histories:
     ) -> Noted:
         """Remember each score as its customer's last, in this order; a customer may occur again.
 
-        source, offset: what each was made for (features.facts.SOURCES). floors: per band code the probability below which a customer alerted at that band falls back, shape (4,); by default
+        source, offset: what each was made for (features.facts.SOURCES).
+        floors: per band code the probability below which a customer alerted at that band falls back, shape (4,); by default
         the alert band follows the band of every score.
         """
         slots = self._of(customers)

@@ -503,8 +503,8 @@ def decode_main(
     """Read `main` from buffer[pos:end]: the open facts into their rows, the whole carry row, the vector.
 
     closed: number of closed chunks the caller holds; the arena has 64 * (closed + 1) free rows at `start`.
-    Returns (kept facts or an error < 0, probability, band byte, score_at, offset of the score's source); nothing read here is trusted before the checksum, and
-    nothing after it without a look at the bounds.
+    Returns (kept facts or an error < 0, probability, band byte, score_at, offset of its source); nothing read here is trusted before
+    the checksum, and nothing after it without a look at the bounds.
     """
     nothing = np.float32(np.nan)
     if pos < 0 or end > buffer.size or pos + HEAD_BYTES > end:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from features.facts import PROFILE, TIME, TOPICS
+from features.facts import PROFILE, SOURCES, TIME
 from proto.scores import BANDS
 from streams.evaluate import Rules, score
 from streams.rerun import Rerun, Told
@@ -170,7 +170,7 @@ class Files:
         self._writer.write_table(
             pa.Table.from_arrays(
                 [
-                    pa.array([f"{TOPICS[topic]}-{batch.partition}-{offset}" for topic, offset in places]),
+                    pa.array([f"{SOURCES[topic]}-{batch.partition}-{offset}" for topic, offset in places]),
                     pa.array(list(told.customers)),
                     pa.array(segments).dictionary_encode(),
                     pa.array(batch.facts[rows, TIME], instant),

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import orjson
 
 from features.catalog import LAYOUT_HASH
-from features.facts import SOURCES, TIME, TOPICS
+from features.facts import SILENCE, SOURCES, TIME, TOPICS
 from features.written import DIGEST_BYTES, Field, Pieces, fill
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
@@ -118,11 +118,11 @@ _SHAPE: Final = (
 )
 """A score record with its fields left open; no text in JSON holds the byte 0."""
 _CUT: Final = b",".join(b'"%b":\0' % name.encode() for name in TOPICS)
-_TOPIC_BYTES: Final = tuple(name.encode() for name in TOPICS)
+_TOPIC_BYTES: Final = tuple(name.encode() for name in SOURCES)
 _BAND_BYTES: Final = tuple(band.encode() for band in BANDS)
 _LOW: Final = BANDS.index("low")
 _UNKNOWN: Final = BANDS.index("unknown")
-_CAUSE_BYTES: Final = (b"event", b"late")
+_CAUSE_BYTES: Final = (b"event", b"late", b"silence")
 _BOOL_BYTES: Final = (b"false", b"true")
 
 
@@ -159,7 +159,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
         pieces.choice(_BAND_BYTES, scored.band),
         pieces.choice(_BAND_BYTES, scored.alert),
         _digests(scored.vectors),
-        pieces.choice(_CAUSE_BYTES, scored.late.view(np.uint8)),
+        pieces.choice(_CAUSE_BYTES, np.where(batch.topic[rows] == SILENCE, 2, scored.late)),
         pieces.choice(_BOOL_BYTES, scored.late.view(np.uint8)),
         pieces.choice(_BOOL_BYTES, (scored.band == _UNKNOWN).view(np.uint8)),
         _superseded(pieces, batch.partition, scored),
@@ -200,7 +200,7 @@ def alert_records(batch: Batch, model: Model, hysteresis: float, scored_at_ms: i
     records = []
     for i in rows.tolist():
         row = int(scored.rows[i])
-        source = {"topic": TOPICS[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
+        source = {"topic": SOURCES[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
         body = {
             "schema_version": SCHEMA_VERSION,
             "alert_id": f"{source['topic']}-{source['partition']}-{source['offset']}",

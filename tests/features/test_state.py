@@ -497,8 +497,8 @@ def documented(state: CustomerState) -> Customer:
                     origin = int(carry[column - FIRST + NEWEST])
                 carry[column] = _wrap(main.zigzag() + (0 if origin == NONE else origin))
     assert main.data == b""
-    rows = np.array(facts, np.int64).reshape(-1, WIDTH)
-    return Customer(rows, carry, vector, probability, bands & 3, score_at, bands >> 2 & 3, (bands >> 4) - 1, offset)
+    everything = np.array(facts, np.int64).reshape(-1, WIDTH)
+    return Customer(everything, carry, vector, probability, bands & 3, score_at, bands >> 2 & 3, (bands >> 4) - 1, offset)
 
 
 @pytest.mark.parametrize("seed", range(40))
