@@ -121,17 +121,17 @@ def run(
         if frozen is None:
             frozen = Session(trained_onnx(trained.envelope))
         score = trained.test_score
-        thresholds = trained.manifest.thresholds
+        manifest: dict[str, Any] = trained.manifest.model_dump()
         figures: dict[str, Any] = {
             "period": period.name,
             **evaluate.measure(test.y, score, test.customer, draws=DRAWS).as_dict(),
             "calibration_error": round(evaluate.calibration_error(test.y, score), 4),
-            "auc_recency": trained.manifest.baseline["metrics"].get("test", {}).get("auc"),
+            "auc_recency": manifest["baseline"]["metrics"].get("test", {}).get("auc"),
             "auc_frozen": round(evaluate.auc(test.y, frozen.probabilities(test.x)), 4),
-            "training_rows": trained.manifest.data["rows"]["training"],
-            "learner": trained.manifest.training["chosen"]["learner"],
+            "training_rows": manifest["data"]["rows"]["training"],
+            "learner": manifest["training"]["chosen"]["learner"],
             "segments": segments(test, score),
-            "cost": cost(costs, test.y, score, thresholds.medium),
+            "cost": cost(costs, test.y, score, trained.manifest.thresholds.medium),
         }
         curves[period.name] = calibration(test.y, score)
         found.append(figures)
