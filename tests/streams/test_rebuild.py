@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -74,6 +74,7 @@ class Broker:
     piece: int = 50
     cut_off: dict[str, int] | None = None
     reads: int = 0
+    reading: int = 0  # reads that are not at their end
     ever: list[Message] = field(default_factory=list)  # every score there was, retention or not
 
     def of(self, topic: str) -> list[Message]:
@@ -83,12 +84,16 @@ class Broker:
         records = self.of(topic)
         return self.low.get(topic, 0), records[-1].place + 1 if records else self.low.get(topic, 0)
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         assert start >= self.low.get(topic, 0), f"{topic}: {start} was deleted"
         records = [record for record in self.of(topic) if start <= record.place < stop]
         self.reads += len(records)
-        for first in range(0, len(records), self.piece):
-            yield list(records[first : first + self.piece])
+        self.reading += 1
+        try:
+            for first in range(0, len(records), self.piece):
+                yield list(records[first : first + self.piece])
+        finally:
+            self.reading -= 1
 
     def delete(self, topic: str, below: int) -> None:
         """What retention does."""
@@ -231,6 +236,7 @@ class Life:
         self.engine = Engine(settings, self.store, self.shelf, self.broker, lambda: next(self.clock), self.metrics)
         claim = self.engine.assign(PARTITION, self.nonce)
         self.restored = restorer(self).restore(claim)
+        assert self.broker.reading == 0  # each would hold a consumer
         self.engine.restored(self.restored)
         counters = self.restored.counters
         ticks = Ticks(self.tick_ms, stand(counters), counters.get("arrived_ms", 0)) if self.tick_ms else None
