@@ -39,9 +39,9 @@ def measure(batches: int) -> dict[str, Any]:
     )
     zeros = np.zeros(k, np.uint8)
     customers = [names[i] for i in step.rows.tolist()]
-    scored = Scored(
-        step.rows, customers, step.at[step.rows], step.late[step.rows], step.vectors, zeros.astype(np.float32), zeros, zeros, zeros, []
-    )
+    at, late = step.at[step.rows], step.late[step.rows]
+    none, nowhere = zeros.astype(np.int8), zeros.astype(np.int64)
+    scored = Scored(step.rows, customers, at, late, step.vectors, zeros.astype(np.float32), zeros, zeros, zeros, none, nowhere, [])
     records = feature_records(batch, scored)
     seconds = []
     for _ in range(batches):

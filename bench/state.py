@@ -153,7 +153,11 @@ def run(url: str, names: list[str], facts: IntArray) -> dict[str, Any]:
             with timed("step"):
                 step = histories.step(names[begin:end], facts[begin:end])
             scored = [names[begin + row] for row in step.rows.tolist()]
-            histories.note_scores(scored, np.full(len(scored), 0.31, np.float32), np.ones(len(scored), np.uint8), step.at[step.rows])
+            those = facts[begin:end][step.rows]
+            bands = np.ones(len(scored), np.uint8)
+            histories.note_scores(
+                scored, np.full(len(scored), 0.31, np.float32), bands, step.at[step.rows], those[:, KIND] >> 3, those[:, 1]
+            )
             with timed("encode"):
                 writes = histories.changes(touched)
             to = former | {"transactions": end - 1}

@@ -9,6 +9,10 @@ from typing import Final
 TOPICS: Final = ("transactions", "logins", "support-tickets", "customer-profiles")
 """Input topics without prefix; the position is the topic index used in ties and in the cut."""
 
+SOURCES: Final = (*TOPICS, "silence")
+"""Where a score comes from: a record of an input topic, or a tick of the partition's clock (streams/silence.py)."""
+SILENCE: Final = len(TOPICS)
+
 TIME, OFFSET, KIND, VALUE, LEVEL, A, B, C, D, ID = range(10)
 WIDTH: Final = 10
 NONE: Final = -(2**63)

@@ -42,7 +42,7 @@ from features.kernel import (
     write,
     written_size,
 )
-from features.state import ALERT_SHIFT, BAND_MASK, CHUNK, Customer, damage, decode, encode, join
+from features.state import ALERT_SHIFT, BAND_MASK, CHUNK, SOURCE_SHIFT, Customer, damage, decode, encode, join
 from features.store import CustomerState, CustomerWrite, Offsets, digests
 from features.window import D90
 from proto.errors import StateDamaged
@@ -63,6 +63,7 @@ _MOST_SINCE: Final = 100_000  # digests kept as Python numbers before they join 
 _NEUTRAL: Final = empty()
 _MASK: Final = np.uint8(BAND_MASK)
 _SHIFT: Final = np.uint8(ALERT_SHIFT)
+_SOURCE: Final = np.uint8(SOURCE_SHIFT)
 _FLOORS: Final = np.full(BAND_MASK + 1, np.inf)
 
 
@@ -90,10 +91,13 @@ class Step:
 
 
 class Noted(NamedTuple):
-    """What k scores replaced: band and alert band before each (0 when there was none), and the alert band after it; shape (k,)."""
+    """What k scores replaced: band and alert band before each (0 when there was none), the source of the score before each (index
+    into SOURCES, -1 when none is known; offset), and the alert band after it; shape (k,)."""
 
     former: ByteArray
     former_alert: ByteArray
+    former_source: npt.NDArray[np.int8]
+    former_offset: IntArray
     alert: ByteArray
 
 
@@ -110,6 +114,7 @@ def _table(slots: int, rows: int, places: int) -> Table:
         probability=np.empty(slots, np.float32),
         band=np.zeros(slots, np.uint8),
         score_at=np.empty(slots, np.int64),
+        score_offset=np.empty(slots, np.int64),
         counts=np.zeros(COUNTS, np.int64),
     )
 
@@ -290,36 +295,56 @@ class Histories:
         return vectors
 
     def note_scores(
-        self, customers: Sequence[str], probability: FloatArray, band: ByteArray, at_ms: IntArray, floors: DoubleArray = _FLOORS
+        self,
+        customers: Sequence[str],
+        probability: FloatArray,
+        band: ByteArray,
+        at_ms: IntArray,
+        source: IntArray,
+        offset: IntArray,
+        floors: DoubleArray = _FLOORS,
     ) -> Noted:
         """Remember each score as its customer's last, in this order; a customer may occur again.
 
+        source, offset: what each was made for (features.facts.SOURCES).
         floors: per band code the probability below which a customer alerted at that band falls back, shape (4,); by default
         the alert band follows the band of every score.
         """
         slots = self._of(customers)
         former, alert = np.empty(len(slots), np.uint8), np.empty(len(slots), np.uint8)
+        former_offset = np.empty(len(slots), np.int64)
         note_scores(
             self._t,
             slots,
             np.require(probability, np.float32, ["C", "W"]),
             np.require(band, np.uint8, ["C", "W"]),
             np.require(at_ms, np.int64, ["C", "W"]),
+            np.require(source, np.int64, ["C", "W"]),
+            np.require(offset, np.int64, ["C", "W"]),
             np.require(floors, np.float64, ["C", "W"]),
             former,
+            former_offset,
             alert,
         )
-        return Noted(former & _MASK, former >> _SHIFT & _MASK, alert)
+        return Noted(former & _MASK, former >> _SHIFT & _MASK, (former >> _SOURCE).astype(np.int8) - np.int8(1), former_offset, alert)
 
     def restore_scores(
-        self, customers: Sequence[str], probability: FloatArray, band: ByteArray, alert_band: ByteArray, at_ms: IntArray
+        self,
+        customers: Sequence[str],
+        probability: FloatArray,
+        band: ByteArray,
+        alert_band: ByteArray,
+        at_ms: IntArray,
+        source: IntArray,
+        offset: IntArray,
     ) -> None:
         """Take over scores that were made before, each with its alert band; the last one of a customer stays."""
         slots = self._of(customers)
         t = self._t
         t.probability[slots] = probability
-        t.band[slots] = band | alert_band << _SHIFT
+        t.band[slots] = band | alert_band << _SHIFT | (source + 1).astype(np.uint8) << _SOURCE
         t.score_at[slots] = at_ms
+        t.score_offset[slots] = offset
         t.places[slots, DIRTY] = 1
 
     def alert_bands(self, customers: Sequence[str]) -> ByteArray:
@@ -424,6 +449,8 @@ class Histories:
                 int(t.band[slot]) & BAND_MASK,
                 int(t.score_at[slot]),
                 int(t.band[slot]) >> ALERT_SHIFT & BAND_MASK,
+                (int(t.band[slot]) >> SOURCE_SHIFT) - 1,
+                int(t.score_offset[slot]),
             )
         )
 
@@ -489,6 +516,7 @@ class Histories:
             probability=_longer(t.probability, slots),
             band=_longer(t.band, slots),
             score_at=_longer(t.score_at, slots),
+            score_offset=_longer(t.score_offset, slots),
         )
 
     def _grow_index(self, facts: int) -> None:

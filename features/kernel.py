@@ -34,7 +34,17 @@ from features.catalog import N_FEATURES
 from features.compiled import kernel, types
 from features.facts import DAY_MS, ID, KIND, MAX_SUM_MINOR, NONE, OFFSET, PROFILE, TIME, VALUE, WIDTH, D
 from features.index import find, put, remove
-from features.state import ALERT_SHIFT, BAND_MASK, CHUNK, MAX_CHUNK_BYTES, MAX_MAIN_BYTES, decode_parts, encode_chunk, encode_main
+from features.state import (
+    ALERT_SHIFT,
+    BAND_MASK,
+    CHUNK,
+    MAX_CHUNK_BYTES,
+    MAX_MAIN_BYTES,
+    SOURCE_SHIFT,
+    decode_parts,
+    encode_chunk,
+    encode_main,
+)
 from features.vector import evaluate
 from features.window import D90, HORIZON_MS, LIFE
 
@@ -89,15 +99,16 @@ class Table(NamedTuple):
     carry: IntArray  # (S, CARRY_WIDTH)
     vectors: FloatArray  # (S, N_FEATURES) of the last scored event
     probability: FloatArray  # (S,) of the last score, NaN when never
-    band: ByteArray  # (S,)
+    band: ByteArray  # (S,) the byte of features.state: band, alert band, source of the last score
     score_at: IntArray  # (S,) ms, NONE when never
+    score_offset: IntArray  # (S,) offset of the source
     counts: IntArray  # (COUNTS,)
 
 
 _I1, _I2 = types.int64[::1], types.int64[:, ::1]
 _U1, _B1 = types.uint8[::1], types.boolean[::1]
 _F1, _F2 = types.float32[::1], types.float32[:, ::1]
-_TABLE = types.NamedTuple((_I2, _U1, _I2, _I2, _I2, _I2, _F2, _F1, _U1, _I1, _I1), Table)
+_TABLE = types.NamedTuple((_I2, _U1, _I2, _I2, _I2, _I2, _F2, _F1, _U1, _I1, _I1, _I1), Table)
 _INT, _VOID = types.int64, types.void
 
 
@@ -388,6 +399,7 @@ def reset(t: Table, s: int, neutral: IntArray) -> None:
     t.probability[s] = np.float32(np.nan)
     t.band[s] = 0
     t.score_at[s] = NONE
+    t.score_offset[s] = -1
 
 
 @kernel(_VOID(_TABLE, _I1, _I1))
@@ -545,6 +557,7 @@ def write(t: Table, slots: IntArray, out: ByteArray, pieces: IntArray, summary: 
             t.probability[s],
             int(t.band[s]),
             t.score_at[s],
+            t.score_offset[s],
             out,
             pos,
         )
@@ -590,7 +603,7 @@ def read(
     for j in range(done, slots.shape[0]):
         s = slots[j]
         parts = firsts[j + 1] - firsts[j]
-        length, probability, band, score_at = decode_parts(buffer, bounds, firsts[j], parts, history, 0, t.carry[s], t.vectors[s])
+        length, probability, band, score_at, offset = decode_parts(buffer, bounds, firsts[j], parts, history, 0, t.carry[s], t.vectors[s])
         if length < 0:
             return j, length
         if length > 0:
@@ -607,6 +620,7 @@ def read(
         t.probability[s] = probability
         t.band[s] = np.uint8(band)
         t.score_at[s] = score_at
+        t.score_offset[s] = offset
         base = t.carry[s, BASE]
         t.places[s, FIRST_STORED] = base // CHUNK
         t.places[s, END_STORED] = (base + t.places[s, END] - t.places[s, TAIL + D90]) // CHUNK
@@ -616,29 +630,35 @@ def read(
     return slots.shape[0], 0
 
 
-@kernel(_VOID(_TABLE, _I1, _F1, _U1, _I1, types.float64[::1], _U1, _U1))
+@kernel(_VOID(_TABLE, _I1, _F1, _U1, _I1, _I1, _I1, types.float64[::1], _U1, _I1, _U1))
 def note_scores(
     t: Table,
     slots: IntArray,
     probability: FloatArray,
     band: ByteArray,
     at: IntArray,
+    source: IntArray,
+    offset: IntArray,
     floors: DoubleArray,
     former: ByteArray,
+    former_offset: IntArray,
     alert: ByteArray,
 ) -> None:
-    """Remember the last score of each slot, in order; former: the band byte before each, alert: the alert band after each.
+    """Remember the last score of each slot, in order. former, former_offset: the band byte and the offset before each; alert: the
+    alert band after each.
 
     The alert band rises with the band at once, and falls to it when the probability is below floors[alert band], shape (4,).
     """
     for j in range(slots.shape[0]):
         s = slots[j]
         former[j] = t.band[s]
+        former_offset[j] = t.score_offset[s]
         level = (former[j] >> ALERT_SHIFT) & BAND_MASK
         if band[j] > level or (band[j] != 0 and np.float64(probability[j]) < floors[level]):
             level = band[j]
         alert[j] = level
         t.probability[s] = probability[j]
-        t.band[s] = band[j] | (level << ALERT_SHIFT)
+        t.band[s] = band[j] | (level << ALERT_SHIFT) | ((source[j] + 1) << SOURCE_SHIFT)
         t.score_at[s] = at[j]
+        t.score_offset[s] = offset[j]
         t.places[s, DIRTY] = 1

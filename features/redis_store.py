@@ -590,6 +590,8 @@ def _accept(refusal: Exception | None) -> None:
 
 def _intent_text(intent: Intent) -> bytes:
     said: dict[str, Any] = {"to": dict(intent.to), "model": intent.model, "scored_at_ms": intent.scored_at_ms}
+    if intent.tick_ms >= 0:
+        said["tick_ms"] = intent.tick_ms
     if intent.attempts > 1:
         said |= {"attempts": intent.attempts, "trying": intent.trying, "given_up": intent.given_up}
     return orjson.dumps(said)
@@ -611,6 +613,7 @@ def _claim(partition: int, answer: Sequence[Any]) -> Claim:
             said.get("attempts", 1),
             None if trying is None else tuple(trying),
             tuple((topic, offset) for topic, offset in given_up),
+            said.get("tick_ms", -1),
         )
     fresh, under_way = not applied, b"rebuilding" in fields
     counted, outbox_counted = int(fields.get(b"customers", 0)), int(fields.get(b"outbox", 0))

@@ -36,7 +36,7 @@ MAX_CHUNK_BYTES: Final = 4 + 10 + 1 + CHUNK * FACT_BYTES
 CODE_BYTES: Final = (N_FEATURES + 3) // 4
 BITMAP_BYTES: Final = (CARRY_WIDTH + 7) // 8
 HEAD_BYTES: Final = 17
-MAX_MAIN_BYTES: Final = HEAD_BYTES + CHUNK * FACT_BYTES + 15 + CODE_BYTES + 4 * N_FEATURES + BITMAP_BYTES + 10 * CARRY_WIDTH
+MAX_MAIN_BYTES: Final = HEAD_BYTES + CHUNK * FACT_BYTES + 25 + CODE_BYTES + 4 * N_FEATURES + BITMAP_BYTES + 10 * CARRY_WIDTH
 """Room an encoder must find in the buffer before it starts; it does not look again."""
 
 TRUNCATED: Final = -1
@@ -51,8 +51,11 @@ FloatArray = npt.NDArray[np.float32]
 
 BAND_MASK: Final = 3
 ALERT_SHIFT: Final = 2
-"""A score is stored with one byte for two bands: the score's own in bits 0 and 1, the one last alerted in bits 2 and 3."""
+SOURCE_SHIFT: Final = 4
+"""A score is stored with one byte: its own band in bits 0 and 1, the one last alerted in bits 2 and 3, in bits 4 to 6 one more than
+the index of its source (features.facts.SOURCES). Without a source (0: format 1) there is no offset of it either."""
 
+_FORMER_FORMAT: Final = 1
 _LAYOUT_TAG: Final = int(LAYOUT_HASH[:4], 16)
 _HAS_CARRY: Final = 1
 _HAS_SCORE: Final = 2
@@ -418,7 +421,7 @@ def _get_carry(buffer: ByteArray, pos: int, end: int, carry: IntArray) -> int:
     return pos
 
 
-@kernel("int64(int64[:, ::1], int64, int64, int64[::1], float32[::1], float32, int64, int64, uint8[::1], int64)")
+@kernel("int64(int64[:, ::1], int64, int64, int64[::1], float32[::1], float32, int64, int64, int64, uint8[::1], int64)")
 def encode_main(
     facts_arena: IntArray,
     start: int,
@@ -428,6 +431,7 @@ def encode_main(
     prob: float,
     band: int,
     score_at: int,
+    score_offset: int,
     out_buffer: ByteArray,
     out_pos: int,
 ) -> int:
@@ -468,6 +472,8 @@ def encode_main(
         pos = _put_bytes(out_buffer, pos, int(one.view(np.int32)[0]), 4)
         out_buffer[pos] = band
         pos = _put_varint(out_buffer, pos + 1, _zigzag(score_at - last))
+        if band >> SOURCE_SHIFT:
+            pos = _put_varint(out_buffer, pos, score_offset)
     if flags & _HAS_VECTOR:
         pos = _put_vector(vector, out_buffer, pos)
     if flags & _HAS_CARRY:
@@ -490,64 +496,68 @@ def encode_chunk(facts_arena: IntArray, first_index: int, count: int, first_seq:
     return pos
 
 
-@kernel("Tuple((int64, float32, int64, int64))(uint8[::1], int64, int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])")
+@kernel("Tuple((int64, float32, int64, int64, int64))(uint8[::1], int64, int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])")
 def decode_main(
     buffer: ByteArray, pos: int, end: int, closed: int, facts_arena: IntArray, start: int, carry_row: IntArray, vector: FloatArray
-) -> tuple[int, np.float32, int, int]:
+) -> tuple[int, np.float32, int, int, int]:
     """Read `main` from buffer[pos:end]: the open facts into their rows, the whole carry row, the vector.
 
     closed: number of closed chunks the caller holds; the arena has 64 * (closed + 1) free rows at `start`.
-    Returns (kept facts or an error < 0, probability, band, score_at); nothing read here is trusted before the checksum, and
-    nothing after it without a look at the bounds.
+    Returns (kept facts or an error < 0, probability, band byte, score_at, offset of its source); nothing read here is trusted before
+    the checksum, and nothing after it without a look at the bounds.
     """
     nothing = np.float32(np.nan)
     if pos < 0 or end > buffer.size or pos + HEAD_BYTES > end:
-        return TRUNCATED, nothing, 0, NONE
-    if _get_bytes(buffer, pos, 2) != FORMAT:
-        return UNKNOWN_FORMAT, nothing, 0, NONE
+        return TRUNCATED, nothing, 0, NONE, -1
+    if _get_bytes(buffer, pos, 2) != FORMAT and _get_bytes(buffer, pos, 2) != _FORMER_FORMAT:
+        return UNKNOWN_FORMAT, nothing, 0, NONE, -1
     if _get_bytes(buffer, pos + 8, 4) != checksum(buffer, pos, pos + 8, end):
-        return CHECKSUM, nothing, 0, NONE
+        return CHECKSUM, nothing, 0, NONE, -1
     if _get_bytes(buffer, pos + 12, 2) != _LAYOUT_TAG:
-        return OTHER_CATALOG, nothing, 0, NONE
+        return OTHER_CATALOG, nothing, 0, NONE, -1
     first = _get_bytes(buffer, pos + 4, 4)
     flags = _byte(buffer, pos + 14)
     skip = _byte(buffer, pos + 15)
     count = _byte(buffer, pos + 16)
     taken = count if closed > 0 else count + skip
     if _get_bytes(buffer, pos + 2, 2) != closed or skip >= CHUNK or taken >= CHUNK or flags > 7:
-        return INCONSISTENT, nothing, 0, NONE
+        return INCONSISTENT, nothing, 0, NONE, -1
     kept = closed * CHUNK - skip if closed > 0 else 0
     carry_row[:] = _NEUTRAL
     carry_row[BASE] = first * CHUNK + skip
     pos = _get_facts(buffer, pos + HEAD_BYTES, end, count, 0, facts_arena, start + kept)
     if pos < 0:
-        return pos, nothing, 0, NONE
-    prob, band, score_at = nothing, 0, NONE
+        return pos, nothing, 0, NONE, -1
+    prob, band, score_at, score_offset = nothing, 0, NONE, -1
     if flags & _HAS_SCORE:
         if pos + 5 > end:
-            return TRUNCATED, nothing, 0, NONE
+            return TRUNCATED, nothing, 0, NONE, -1
         one = np.empty(1, np.float32)
         one.view(np.int32)[0] = _get_bytes(buffer, pos, 4)
         prob = one[0]
         band = _byte(buffer, pos + 4)
         word, pos = _get_varint(buffer, pos + 5, end)
         if pos < 0:
-            return pos, nothing, 0, NONE
+            return pos, nothing, 0, NONE, -1
         last = facts_arena[start + kept + count - 1, TIME] if count > 0 else 0
         score_at = _unzigzag(word) + last
+        if band >> SOURCE_SHIFT:
+            score_offset, pos = _get_varint(buffer, pos, end)
+            if pos < 0:
+                return pos, nothing, 0, NONE, -1
     if flags & _HAS_VECTOR:
         pos = _get_vector(buffer, pos, end, vector)
         if pos < 0:
-            return pos, nothing, 0, NONE
+            return pos, nothing, 0, NONE, -1
     else:
         vector.view(np.int32)[:] = _NAN_BITS
     if flags & _HAS_CARRY:
         pos = _get_carry(buffer, pos, end, carry_row)
         if pos < 0:
-            return pos, nothing, 0, NONE
+            return pos, nothing, 0, NONE, -1
     if pos != end:
-        return INCONSISTENT, nothing, 0, NONE
-    return kept + count, prob, band, score_at
+        return INCONSISTENT, nothing, 0, NONE, -1
+    return kept + count, prob, band, score_at, score_offset
 
 
 @kernel("int64(uint8[::1], int64, int64, int64, int64, int64[:, ::1], int64)")
@@ -575,24 +585,28 @@ def decode_chunk(buffer: ByteArray, pos: int, end: int, number: int, base: int, 
     return count - skip if pos == end else INCONSISTENT
 
 
-@kernel("Tuple((int64, float32, int64, int64))(uint8[::1], int64[::1], int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])")
+@kernel(
+    "Tuple((int64, float32, int64, int64, int64))(uint8[::1], int64[::1], int64, int64, int64[:, ::1], int64, int64[::1], float32[::1])"
+)
 def decode_parts(
     buffer: ByteArray, bounds: IntArray, part: int, parts: int, facts_arena: IntArray, start: int, carry_row: IntArray, vector: FloatArray
-) -> tuple[int, np.float32, int, int]:
+) -> tuple[int, np.float32, int, int, int]:
     """Read a whole customer from `parts` neighbouring pieces of the buffer: `main`, then its closed chunks, oldest first.
 
     Piece i is buffer[bounds[i]:bounds[i + 1]]; `part` is the one of `main`. The arena has 64 * parts free rows at `start`.
     Returns as decode_main.
     """
-    length, prob, band, score_at = decode_main(buffer, bounds[part], bounds[part + 1], parts - 1, facts_arena, start, carry_row, vector)
+    length, prob, band, score_at, source = decode_main(
+        buffer, bounds[part], bounds[part + 1], parts - 1, facts_arena, start, carry_row, vector
+    )
     if length < 0:
-        return length, prob, band, score_at
+        return length, prob, band, score_at, source
     base = carry_row[BASE]
     for i in range(1, parts):
         stored = decode_chunk(buffer, bounds[part + i], bounds[part + i + 1], base // CHUNK + i - 1, base, facts_arena, start)
         if stored < 0:
-            return stored, prob, band, score_at
-    return length, prob, band, score_at
+            return stored, prob, band, score_at, source
+    return length, prob, band, score_at, source
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -606,6 +620,8 @@ class Customer:
     band: int
     score_at: int  # event time of the last score, NONE when never scored
     alert_band: int = 0  # the band after the last alert (scoring.bands), 0 when no model has scored yet
+    source: int = -1  # of the last score, index into features.facts.SOURCES; -1 when never scored, or by version 0.1
+    source_offset: int = -1
 
 
 def encode(customer: Customer) -> CustomerState:
@@ -613,8 +629,8 @@ def encode(customer: Customer) -> CustomerState:
     facts = np.ascontiguousarray(customer.facts, np.int64)
     base, length = int(customer.carry[BASE]), len(facts)
     out = np.empty(max(MAX_MAIN_BYTES, MAX_CHUNK_BYTES), np.uint8)
-    bands = customer.band | customer.alert_band << ALERT_SHIFT
-    size = encode_main(facts, 0, length, customer.carry, customer.vector, customer.probability, bands, customer.score_at, out, 0)
+    c, bands = customer, customer.band | customer.alert_band << ALERT_SHIFT | (customer.source + 1) << SOURCE_SHIFT
+    size = encode_main(facts, 0, length, c.carry, c.vector, c.probability, bands, c.score_at, c.source_offset, out, 0)
     main = out[:size].tobytes()
     chunks = []
     for number in range(base // CHUNK, (base + length) // CHUNK):
@@ -643,11 +659,11 @@ def decode(state: CustomerState, customer: str = "") -> Customer:
     parts = 1 + len(state.chunks)
     facts = np.empty((CHUNK * parts, WIDTH), np.int64)
     carry, vector = np.empty(CARRY_WIDTH, np.int64), np.empty(N_FEATURES, np.float32)
-    length, probability, band, score_at = decode_parts(buffer, bounds, 0, parts, facts, 0, carry, vector)
+    length, probability, band, score_at, offset = decode_parts(buffer, bounds, 0, parts, facts, 0, carry, vector)
     if length < 0:
         raise damage(int(length), customer, state.main)
-    own, alerted = int(band) & BAND_MASK, int(band) >> ALERT_SHIFT & BAND_MASK
-    return Customer(facts[:length].copy(), carry, vector, float(probability), own, int(score_at), alerted)
+    own, alerted, source = int(band) & BAND_MASK, int(band) >> ALERT_SHIFT & BAND_MASK, (int(band) >> SOURCE_SHIFT) - 1
+    return Customer(facts[:length].copy(), carry, vector, float(probability), own, int(score_at), alerted, source, int(offset))
 
 
 def damage(error: int, customer: str, main: bytes) -> ChainBroken:

@@ -5,7 +5,7 @@ nonce of `claim` and the offsets it follows; the store refuses both a stale owne
 is not whole goes through `begin_rebuild` -> `restore` ... -> `finish_rebuild`; no batch is taken until then.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
@@ -21,8 +21,8 @@ PREFIX: Final = Struct("<HHI")
 """First bytes of `CustomerState.main`: format version, number of closed chunks, number of the first one; all a store reads of it."""
 MAX_CUSTOMERS: Final = 1_000
 """Most customers of one apply, of one restore, and of one load call to the server."""
-FORMAT: Final = 1
-"""Version of the bytes of a customer."""
+FORMAT: Final = 2
+"""Version of the bytes of a customer; those of version 1 are read too (no source of the last score)."""
 PARTITION_FORMAT: Final = 2
 """Version of everything stored of a partition: its keys, its meta and the bytes of its customers."""
 LAYOUT: Final = f"{PARTITION_FORMAT}/{LAYOUT_HASH[:16]}"
@@ -41,6 +41,7 @@ class Intent:
     stamped on its records.
     attempts: how often the batch was begun. trying: (topic index, offset) of the record being handled alone, and how often it
     was; given_up: records that are not handled, since workers ended each time they were.
+    tick_ms: up to where time has come, of a batch that handles no record but scores the silent (streams/silence.py), else -1.
     """
 
     to: Offsets
@@ -49,6 +50,7 @@ class Intent:
     attempts: int = 1
     trying: tuple[int, int, int] | None = None
     given_up: tuple[tuple[int, int], ...] = ()
+    tick_ms: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Claim:
     intent: Intent | None
     model: str  # digest in force after the last apply, "" when none
     watermark_ms: int  # newest event time handled, -1 when none
-    counters: Mapping[str, int]  # events, scores, dead_letters, duplicates, duplicate_conflicts, profile_facts; since the beginning
+    counters: Mapping[str, int]  # streams.metrics.COUNTERS and streams.silence.COUNTERS; since the beginning
     customers: bytes = b""
     outbox: bytes = b""
     fresh: bool = False
@@ -151,6 +153,10 @@ class Store(Protocol):
 
     def load(self, partition: int, customers: Sequence[str]) -> list[CustomerState | None]:
         """States in the order asked; None for a customer of whom nothing is stored. Raises StateDamaged for a missing chunk."""
+        ...
+
+    def customers(self, partition: int) -> Iterator[str]:
+        """Every customer of the partition, in no order."""
         ...
 
     def apply(self, batches: Sequence[Apply]) -> None:

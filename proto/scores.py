@@ -63,12 +63,16 @@ class ScoreRecord(_Record):
     model_digest: str = Field(description="sha256 of the manifest, hexadecimal; empty when there was no model.")
     layout_hash: str
     vector_hash: str = Field(description="blake2b-128 of the vector's little-endian float32 bytes, hexadecimal.")
-    cause: Literal["event"]
+    cause: Literal["event", "late", "silence"] = Field(
+        description="event: of the event itself; late: the event lies before the customer's newest; silence: no event, time has passed."
+    )
     late: bool = Field(description="event_time lies before the customer's newest.")
     fallback: bool = Field(
         description="Made without a model; or the model that is named failed on this vector: probability and band are the fallback's."
     )
-    supersedes: str | None = Field(description="score_id this one corrects; null here.")
+    supersedes: str | None = Field(
+        description="late: score_id of the customer's last score before this one, null when there was none; else null."
+    )
     reasons: list[ScoreReason] = Field(description="Strongest first; empty where the band is low and has not moved.")
     reasons_method: Literal["treeshap", "saabas"]
     source: Source

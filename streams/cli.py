@@ -44,6 +44,8 @@ GROUPS: dict[str, Group] = {
     "verify": Group("streams.commands.verify", "Prove that what was emitted is what the topics say."),
     "explain": Group("streams.commands.explain", "Why a customer was scored so, then; the score made again."),
     "replay": Group("streams.commands.replay", "What another model would have said, beside what was scored."),
+    "changes": Group("streams.commands.changes", "Why scores moved: events, time, corrections, models."),
+    "backtest": Group("streams.commands.backtest", "How good models would have been, period after period."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
     "drift": Group("streams.commands.drift", "Whether the scores have moved."),
     "status": Group("streams.commands.status", "Where the deployment stands: partitions, lag, model."),

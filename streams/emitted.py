@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.catalog import LAYOUT_HASH
-from features.facts import TOPICS
+from features.facts import SILENCE, SOURCES, TOPICS
 from features.store import Offsets
 from proto.scores import BANDS
 from streams.codec import RawMessage
@@ -30,7 +30,7 @@ MARGIN: Final = 4_000
 _WIDER: Final = 8
 SCORE, LETTER, ALERT = range(3)
 """Kinds of output records."""
-_INDEX: Final = {name: index for index, name in enumerate(TOPICS)}
+_INDEX: Final = {name: index for index, name in enumerate(SOURCES)}
 _BAND: Final = {band: code for code, band in enumerate(BANDS)}
 _NOTHING: Final = -len(TOPICS) - 1.0
 
@@ -73,7 +73,7 @@ class _Letter(msgspec.Struct, gc=False):
 class Emitted:
     """n output records as columns. Of dead letters only the first three say something, of alerts also clock and model."""
 
-    plan: IntArray  # (n, topics + 1): cut of each topic, index of the source topic
+    plan: IntArray  # (n, topics + 1): cut of each topic, index of the source (features.facts.SOURCES)
     offset: IntArray  # (n,) of the source
     kind: npt.NDArray[np.uint8]
     probability: npt.NDArray[np.float32]
@@ -83,6 +83,7 @@ class Emitted:
     scored_at: IntArray
     model: npt.NDArray[np.object_]
     vector_hash: npt.NDArray[np.object_]  # "" under another catalog
+    customer: npt.NDArray[np.object_]  # of silence scores, else ""
     record: npt.NDArray[np.object_]  # (n,) the whole record as bytes where they are kept, else b""
 
     def __len__(self) -> int:
@@ -97,6 +98,10 @@ class Emitted:
     def pick(self, which: Any) -> Emitted:
         """Some of them: a slice, indices or a mask."""
         return Emitted(*(getattr(self, column.name)[which] for column in fields(self)))
+
+    def last_scores(self, rows: IntArray) -> tuple[Any, ...]:
+        """Of these scores what `Histories.restore_scores` takes."""
+        return self.probability[rows], self.band[rows], self.alert[rows], self.at[rows], self.plan[rows, -1], self.offset[rows]
 
     def cut(self, row: int) -> dict[str, int]:
         """The cut of one record, -1 for the last."""
@@ -136,8 +141,16 @@ def _scores(decoder: msgspec.json.Decoder[_Score], messages: Sequence[RawMessage
         scored_at=np.array([score.scored_at for score in scores], np.int64),
         model=np.array([score.model_digest for score in scores], np.object_),
         vector_hash=np.array([score.vector_hash if score.layout_hash == LAYOUT_HASH else "" for score in scores], np.object_),
+        customer=_customers(plan[:, -1], messages),
         record=_records(messages, keep),
     )
+
+
+def _customers(source: IntArray, messages: Sequence[RawMessage]) -> npt.NDArray[np.object_]:
+    names = np.full(len(source), "", np.object_)
+    for row in np.flatnonzero(source == SILENCE).tolist():
+        names[row] = (messages[row].key() or b"").decode("utf-8", "surrogatepass")
+    return names
 
 
 def _others(
@@ -163,6 +176,7 @@ def _others(
         scored_at=np.array([letter.scored_at for letter in placed], np.int64),
         model=np.array([letter.model_digest for letter in placed], np.object_),
         vector_hash=np.full(n, "", np.object_),
+        customer=np.full(n, "", np.object_),
         record=records,
     )
 
@@ -230,7 +244,10 @@ class Outputs:
         parts = [part for kind in self._kinds for part in kind.window if len(part)]
         if not parts:
             return None
-        return dict(zip(TOPICS, together(parts).plan.max(axis=0).tolist(), strict=False))
+        everything = together(parts)
+        newest = dict(zip(TOPICS, everything.plan.max(axis=0).tolist(), strict=False))
+        silent = everything.offset[everything.plan[:, -1] == SILENCE]
+        return newest | {SOURCES[SILENCE]: int(silent.max())} if len(silent) else newest
 
     @property
     def newest_key(self) -> float:
@@ -247,8 +264,9 @@ class Outputs:
 
         Of the alerts only those behind the newest score: their scores were made and did not get out.
         """
-        high = np.array([applied.get(name, -1) for name in TOPICS], np.int64)
+        high = np.array([applied.get(name, -1) for name in SOURCES], np.int64)
         scores, letters, alerts = (self._first(self._pieces(kind, high), high) for kind in self._kinds)
+        high = high[: len(TOPICS)]
         last = self._kinds[SCORE].last_key
         ahead = (found for piece in alerts if len(found := piece.pick(piece.key > last)))
         for piece in _in_order(chain(scores, ahead), letters):
@@ -302,7 +320,7 @@ class Outputs:
 def first_wins(topic: npt.NDArray[Any], offset: IntArray, high: IntArray) -> npt.NDArray[np.bool_]:
     """The reader rule: which of these records, in their order, are above the highest offset seen of their topic.
 
-    topic, offset: (n,), of the source. high: (topics,) the highest offset seen of each, -1 for none; moved on.
+    topic, offset: (n,), of the source. high: (sources,) the highest offset seen of each, -1 for none; moved on.
     """
     new = np.zeros(len(offset), np.bool_)
     for index in range(len(high)):
@@ -332,7 +350,8 @@ def _in_order(scores: Iterator[Emitted], letters: Iterator[Emitted]) -> Iterator
                 break
             waiting = next(letters, None)
         both = together(parts)
-        yield both if len(parts) == 1 else both.pick(np.argsort(both.key, kind="stable"))
+        # What is said of a record comes before the silent that were scored behind it.
+        yield both if len(parts) == 1 else both.pick(np.lexsort((both.plan[:, -1] == SILENCE, both.key)))
     while waiting is not None:
         yield waiting
         waiting = next(letters, None)

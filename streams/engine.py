@@ -18,16 +18,18 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from features.facts import KIND, OFFSET, PROFILE, TOPICS
+from features.facts import KIND, OFFSET, PROFILE, SILENCE, SOURCES, TOPICS
 from features.history import Histories, Outcome
 from features.store import Apply, Claim, CustomerWrite, Intent, Offsets, Standing, Store
 from proto.errors import BadUsage, Fenced, InvariantBroken, Reason, StateDamaged, StoreWentBack
-from streams.evaluate import CRASHED, REJECTED, Rules, evaluate, set_aside
+from streams.evaluate import CRASHED, REJECTED, Rules, evaluate, score, set_aside
 from streams.feature_log import feature_records
-from streams.merge import Batch, watermark
+from streams.merge import Batch, TickStand, watermark
 from streams.metrics import COUNTERS, Metrics, Parts, residue
 from streams.outbox import Outbox, Record
 from streams.scores import Model, Scored, alert_records, score_records, together
+from streams.silence import COUNTERS as TICKS
+from streams.silence import Roster, Slice, stand
 from streams.snapshot import Keeper
 
 log = logging.getLogger(__name__)
@@ -106,12 +108,14 @@ class Transactions(Protocol):
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """max_facts: bound of facts in memory over all partitions; reasons_top: reasons of a score; alert_hysteresis: how far
-    (probability) below a threshold a band is left again; feature_log: whether vectors are emitted with their scores."""
+    (probability) below a threshold a band is left again; feature_log: whether vectors are emitted with their scores; tick_ms: from
+    tick to tick at which the silent are scored, 0 for none."""
 
     max_facts: int
     reasons_top: int
     alert_hysteresis: float = 0.02
     feature_log: bool = False
+    tick_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class Result:
     fenced: Sequence[int]
     counters: Mapping[str, int]
     broken: Sequence[int] = ()
+    ticks: Mapping[int, TickStand] = field(default_factory=dict)  # of partitions that had a slice of the silent
 
 
 def tally(outcomes: Sequence[int]) -> dict[str, int]:
@@ -151,11 +156,12 @@ class Partition:
     histories: Histories
     model: str = ""  # digest of the model of the last score
     ready: bool = False  # restored: what is stored is what was applied
+    roster: Roster | None = None  # made with the first tick
 
 
 def _model(work: _Work) -> str:
     """What the state says of models: whose the last score was. A batch without scores leaves no trace of its model in the outputs."""
-    return work.model.digest if work.counters["scores"] else work.partition.model
+    return work.model.digest if work.counters.get("scores") or work.counters.get("silence") else work.partition.model
 
 
 @dataclass(slots=True)
@@ -196,6 +202,7 @@ class _Work:
     counters: dict[str, int] = field(default_factory=dict)
     customers: list[str] = field(default_factory=list)
     watermark_ms: int = -1
+    slice: Slice | None = None
     outputs: Outbox = field(default_factory=Outbox)
 
 
@@ -254,10 +261,10 @@ class Engine:
         self._partitions[claim.partition] = Partition(
             number=claim.partition,
             nonce=claim.nonce,
-            applied={name: claim.applied.get(name, -1) for name in TOPICS},
+            applied={name: claim.applied.get(name, -1) for name in (SOURCES if self._settings.tick_ms else TOPICS)},
             intent=claim.intent,
             watermark_ms=claim.watermark_ms,
-            counters={name: claim.counters.get(name, 0) for name in COUNTERS},
+            counters={name: claim.counters.get(name, 0) for name in (*COUNTERS, *(TICKS if self._settings.tick_ms else ()))},
             histories=Histories(max_facts=max(1, self._settings.max_facts // (len(self._partitions) + 1)), known=claim.customers),
             model=claim.model,
         )
@@ -296,7 +303,7 @@ class Engine:
                 partition = self._partitions.get(number)
                 if partition is None or (partition.nonce, partition.applied) != seen:
                     continue  # a batch was applied meanwhile, and knows better
-                behind = any(standing.applied[name] < offset for name, offset in partition.applied.items())
+                behind = any(standing.applied.get(name, offset) < offset for name, offset in partition.applied.items())
                 if behind or (standing.nonce == partition.nonce and not standing.whole):
                     what = f"holds {dict(standing.applied)}" if behind else "has lost customers"
                     log.error("partition %d: %s was applied, the store %s", number, partition.applied, what)
@@ -359,7 +366,9 @@ class Engine:
                 self._observe(work.batch, work.partition)
                 counters.update(work.counters)
             self.totals.update(counters)
-            return Result({work.batch.partition: work.partition.applied for work in done}, refused.fenced, dict(counters), refused.broken)
+            applied = {work.batch.partition: work.partition.applied for work in done}
+            ticks = {work.batch.partition: work.slice.now for work in done if work.slice is not None}
+            return Result(applied, refused.fenced, dict(counters), refused.broken, ticks)
 
     def _intend(self, batch: Batch, refused: _Refused) -> _Work | None:
         partition = self._partitions.get(batch.partition)
@@ -378,11 +387,15 @@ class Engine:
             if model.digest != self._model_digest:
                 self._model_digest, self.model_version = model.digest, model.version
                 self._metrics.model_in_force(model.version, model.digest)
-            intent = Intent(batch.to, model.digest, self._clock_ms())
+            intent = Intent(batch.to, model.digest, self._clock_ms(), tick_ms=batch.tick_ms)
         # States are read before the intent, also before one that is open is written again: once it is accepted, nobody has
         # written since. Read after it, a worker that was suspended in between would take the states its successor has already
         # made of this batch (or those of a store that went back) for the ones before it, and emit what follows from them.
+        due: Slice | None = None
         with refused.noted(batch.partition):
+            if batch.tick_ms >= 0:
+                due = self._due(partition, batch.tick_ms)
+                batch = due.batch(batch)
             with self.parts.part("load"):
                 missing = partition.histories.missing(
                     customer for customer, reason in zip(batch.customer, batch.reason.tolist(), strict=True) if not reason
@@ -399,11 +412,50 @@ class Engine:
                 self._store.begin_rebuild(batch.partition, batch.nonce)
         if batch.partition in refused:
             return None
-        return _Work(_without(batch, intent.given_up), partition, model, intent)
+        return _Work(_without(batch, intent.given_up), partition, model, intent, slice=due)
+
+    def _due(self, partition: Partition, tick_ms: int) -> Slice:
+        """The next of the silent. Who there is, is read from the store once after a claim, and then noted with every batch."""
+        with self.parts.part("ticks"):
+            if partition.roster is None:
+                number, store = partition.number, self._store
+                names = list(store.customers(number))
+                partition.roster = Roster.of(self._settings.tick_ms, names, lambda some: store.load(number, some))
+            return partition.roster.slice(stand(partition.counters), tick_ms)
+
+    def _compute_silent(self, work: _Work, due: Slice) -> None:
+        """Vectors at the ticks, scores, output records; nothing is taken in."""
+        batch, model, part = work.batch, work.model, self.parts.part
+        rows = np.arange(len(batch))
+        rules = Rules(self._models.by_digest(""), self._settings.reasons_top, self._settings.alert_hysteresis)
+        with part("kernel"):
+            vectors = work.partition.histories.vectors_at(due.customers, due.at)
+        sources = np.full(len(batch), SILENCE, np.int64), batch.offset
+        late = np.zeros(len(batch), np.bool_)
+        scored = score(work.partition.histories, model, rules, due.customers, rows, due.at, late, vectors, sources, part)
+        with part("encode"):
+            self._encode(work, scored)
+        work.customers = list(dict.fromkeys(due.customers))
+        work.watermark_ms = work.partition.watermark_ms
+        work.counters = due.counters
+        self._metrics.silence.inc(len(batch))
+
+    def _encode(self, work: _Work, scored: Scored) -> None:
+        batch, model = work.batch, work.model
+        records = score_records(batch, model, work.intent.scored_at_ms, scored)
+        alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.intent.scored_at_ms, scored)
+        work.outputs = Outbox(records, alerts)
+        if self._settings.feature_log:
+            work.outputs.features.extend(feature_records(batch, scored))
+        self._metrics.alerts.inc(len(alerts))
+        self._metrics.fallbacks.inc(len(scored.rows) - int(np.count_nonzero(scored.band)))
 
     def _compute(self, work: _Work) -> None:
         """Facts into the histories, vectors, scores, output records."""
-        batch, model, part = work.batch, work.model, self.parts.part
+        if work.slice is not None:
+            self._compute_silent(work, work.slice)
+            return
+        batch, part = work.batch, self.parts.part
         accepted = batch.reason == Reason.ACCEPTED
         everything = bool(accepted.all())
         picks = None if everything else np.flatnonzero(accepted)
@@ -418,19 +470,17 @@ class Engine:
         with part("encode"):
             if picks is not None:
                 scored = replace(scored, rows=picks[scored.rows])
-            records = score_records(batch, model, work.intent.scored_at_ms, scored)
-            alerts = alert_records(batch, model, self._settings.alert_hysteresis, work.intent.scored_at_ms, scored)
-            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))
-            if self._settings.feature_log:
-                work.outputs.features.extend(feature_records(batch, scored))
+            self._encode(work, scored)
+            work.outputs.dead_letters.extend(self._dead_letters(batch, outcome))
         work.customers = list(dict.fromkeys(customers))
         # A record given up has moved time in the merge, and moves it wherever it is merged again.
         decoded = np.where(batch.reason == Reason.CRASH, Reason.ACCEPTED, batch.reason)
         work.watermark_ms = watermark(work.partition.watermark_ms, batch.facts, decoded)
         work.counters = self._count(batch, outcome)
-        self._metrics.alerts.inc(len(alerts))
+        if self._settings.tick_ms:
+            arrived = work.partition.counters["arrived_ms"]
+            work.counters["arrived_ms"] = max(0, int(batch.append_ms.max(initial=0)) - arrived)
         self._metrics.late.inc(int(np.count_nonzero(scored.late)))
-        self._metrics.fallbacks.inc(len(scored.rows) - int(np.count_nonzero(scored.band)))
 
     def _evaluate(self, work: _Work, customers: list[str], facts: IntArray) -> tuple[ByteArray, Scored]:
         """Facts into the histories, and what follows; `rows` of the result are positions among these facts."""
@@ -515,6 +565,8 @@ class Engine:
                 raise InvariantBroken(
                     f"partition {batch.partition}: {left} events are neither scored nor accounted for: {partition.counters}"
                 )
+            if partition.roster is not None and work.slice is None:
+                partition.roster.note(work.customers, partition.histories.newest_ms(work.customers))
             partition.histories.evict()
             done.append(work)
         return done
@@ -563,7 +615,7 @@ class Engine:
         self._metrics.batch.observe(len(batch))
         for topic, offset in partition.applied.items():
             self._metrics.applied.labels(topic, number).set(offset)
-        if len(batch):
+        if len(batch) and batch.tick_ms < 0:
             # One observation a batch, of its oldest record: a histogram update per event would cost more than its score.
             self._metrics.latency.observe(max(0, self._clock_ms() - int(batch.append_ms.min())) / 1_000)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from features.facts import KIND, OFFSET
 from features.history import Histories, Outcome
 from proto.errors import Reason
 from scoring.bands import floors
@@ -50,7 +51,9 @@ def evaluate(
         step = histories.step(customers, facts)
     rows = step.rows
     scored = customers if len(rows) == len(customers) else [customers[i] for i in rows.tolist()]
-    return step.outcome, score(histories, model, rules, scored, rows, step.at[rows], step.late[rows], step.vectors, part)
+    those = facts if len(rows) == len(facts) else facts[rows]
+    sources = those[:, KIND] >> 3, those[:, OFFSET]
+    return step.outcome, score(histories, model, rules, scored, rows, step.at[rows], step.late[rows], step.vectors, sources, part)
 
 
 def score(
@@ -62,15 +65,20 @@ def score(
     at: IntArray,
     late: npt.NDArray[np.bool_],
     vectors: FloatArray,
+    sources: tuple[IntArray, IntArray],
     part: Part = _uncounted,
 ) -> Scored:
-    """Judge k vectors of these customers (in this order, all aligned) and remember each score as its customer's last."""
+    """Judge k vectors of these customers (in this order, all aligned) and remember each score as its customer's last.
+
+    sources: what each score is made for, index into features.facts.SOURCES and offset.
+    """
     with part("onnx"):
         probability, band = judged(model, rules.fallback, vectors)
-        noted = histories.note_scores(customers, probability, band, at, floors(model.edges, rules.hysteresis))
+        noted = histories.note_scores(customers, probability, band, at, *sources, floors(model.edges, rules.hysteresis))
     with part("reasons"):
         reasons = model.reasons(vectors, band, noted.former, rules.reasons_top) if rules.reasons_top else [b"[]"] * len(vectors)
-    return Scored(rows, customers, at, late, vectors, probability, band, noted.former_alert, noted.alert, reasons)
+    former = noted.former_source, noted.former_offset
+    return Scored(rows, customers, at, late, vectors, probability, band, noted.former_alert, noted.alert, *former, reasons)
 
 
 def set_aside(batch: Batch, outcome: ByteArray) -> list[tuple[Reason, dict[str, Any]]]:

@@ -15,7 +15,7 @@ from features.catalog import LAYOUT_HASH, NAMES
 from features.facts import KIND, KINDS, NONE, OFFSET, PROFILE, TIME, TOPICS, VALUE
 from features.history import Histories, vectors
 from features.store import Offsets
-from proto.errors import ArtifactRejected, BadUsage
+from proto.errors import ArtifactRejected, BadUsage, ChurnError
 from proto.scores import BANDS
 from streams.codec import Decoder, RawMessage
 from streams.emitted import Outputs
@@ -42,6 +42,18 @@ class Known:
     facts: IntArray
     carry: IntArray | None
     source: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A customer as of an instant. vector: at that instant, of these facts and the carry; score: its last score then, None in a
+    corrected view of a customer that had none."""
+
+    at: int
+    facts: IntArray
+    vector: FloatArray
+    source: str
+    score: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +121,50 @@ class Explainer:
 
     def explain(self, score: Mapping[str, Any]) -> Explanation:
         """Make an emitted score again. Never raises because history is not what it was: that is a finding."""
-        customer, partition, at = score["customer_id"], score["source"]["partition"], score["at"]
+        customer = score["customer_id"]
         if score["layout_hash"] != LAYOUT_HASH:
             return Explanation(
                 score, "", [f"scored under another catalog ({score['layout_hash']}): use the version of that time"], [], [], [], 0
             )
+        best = self._known(score)
+        if best is None:
+            return Explanation(score, "", [f"no fact of customer {customer!r} up to the cut is there any more"], [], [], [], 0)
+        return self._judge(score, *best)
+
+    def known_then(self, customer: str, partition: int, at_ms: int) -> View:
+        """The customer at an instant, from the facts that had been handled when it was scored last before it (that score's cut).
+
+        Raises BadUsage without a score by then, ChurnError when the facts of that score are not what they were.
+        """
+        score = self.latest(customer, partition, at_ms)
+        best = self._known(score)
+        if best is None or vector_hashes(best[1][None])[0] != score["vector_hash"]:
+            raise ChurnError(f"what was known at {score['score_id']} cannot be told: history was altered, compacted or deleted since")
+        known = best[0]
+        return View(at_ms, known.facts, vectors(known.facts, known.carry, at_ms), known.source, score)
+
+    def corrected(self, customer: str, partition: int, at_ms: int) -> View:
+        """The customer at an instant from all that is known of it by now: late facts are where they belong.
+
+        Raises BadUsage when nothing is known of it up to then.
+        """
+        try:
+            score = self.latest(customer, partition, at_ms)
+        except BadUsage:
+            score = None
+        known = self.stored(partition, customer)
+        if known is None or not len(known.facts) or known.facts[:, TIME].max() > at_ms:
+            # What the state has folded into the carry may have happened after the instant: told again up to it.
+            parts = [(index, rows[rows[:, TIME] <= at_ms]) for index, rows in self._of(partition, customer, None)]
+            parts = [(index, rows) for index, rows in parts if len(rows)]
+            if not parts:
+                raise BadUsage(f"nothing is known of customer {customer!r} at or before {at_ms} ms")
+            known = self._stepped(customer, parts, _merged(parts), "topics")
+        return View(at_ms, known.facts, vectors(known.facts, known.carry, at_ms), known.source, score)
+
+    def _known(self, score: Mapping[str, Any]) -> tuple[Known, FloatArray] | None:
+        """What was known at the cut of a score, and the vector of it: the one that was scored, unless history was changed."""
+        customer, partition, at = score["customer_id"], score["source"]["partition"], score["at"]
         cut = {name: score["cut"].get(name, -1) for name in TOPICS}
         best: tuple[Known, FloatArray] | None = None
         for known in self._sources(partition, customer, score):
@@ -123,9 +174,7 @@ class Explainer:
                 best = Known(facts, known.carry, known.source), vector
                 if vector_hashes(vector[None])[0] == score["vector_hash"]:
                     break
-        if best is None:
-            return Explanation(score, "", [f"no fact of customer {customer!r} up to the cut is there any more"], [], [], [], 0)
-        return self._judge(score, *best)
+        return best
 
     def _judge(self, score: Mapping[str, Any], known: Known, vector: FloatArray) -> Explanation:
         problems, apart = [], _other_values(score, vector)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.catalog import LAYOUT_HASH, N_FEATURES, NAMES
-from features.facts import TIME, TOPICS
+from features.facts import SILENCE, SOURCES, TIME, TOPICS
 from proto.errors import BadInput
 from streams.codec import RawMessage
 from streams.emitted import first_wins
@@ -53,6 +53,7 @@ def feature_records(batch: Batch, scored: Scored) -> list[dict[str, Any]]:
     columns["layout"] = LAYOUT
     columns["topic"] = batch.topic[rows]
     columns["late"] = scored.late
+    columns["cause"] = np.where(batch.topic[rows] == SILENCE, CAUSES.index("silence"), np.where(scored.late, CAUSES.index("late"), 0))
     columns["partition"] = batch.partition
     columns["offset"] = batch.offset[rows]
     columns["event_time"] = batch.facts[rows, TIME]
@@ -79,7 +80,7 @@ class Vectors:
         """Of the score each belongs to."""
         c = self.columns
         places = zip(c["topic"].tolist(), c["partition"].tolist(), c["offset"].tolist(), strict=True)
-        return [f"{TOPICS[topic]}-{partition}-{offset}" for topic, partition, offset in places]
+        return [f"{SOURCES[topic]}-{partition}-{offset}" for topic, partition, offset in places]
 
 
 def read(messages: Sequence[RawMessage]) -> Vectors:
@@ -130,7 +131,7 @@ class Logged:
 
 def once(pieces: Iterable[Vectors]) -> Iterator[Vectors]:
     """By the reader rule: what is not above the highest offset seen of its topic is a repetition."""
-    high = np.full(len(TOPICS), -1, np.int64)
+    high = np.full(len(SOURCES), -1, np.int64)
     for piece in pieces:
         new = first_wins(piece.columns["topic"], piece.columns["offset"], high)
         yield piece if new.all() else _some(piece, new)

@@ -18,9 +18,10 @@ from features.facts import TOPICS
 from features.store import Claim
 from proto.errors import DependencyUnreachable, Fenced, InvariantBroken, StoreWentBack
 from streams.codec import Decoder, RawMessage
-from streams.merge import Batch, Merge, Slice
+from streams.merge import Batch, Merge, Slice, Ticks, TickStand
 from streams.metrics import Parts
 from streams.partitioner import murmur2
+from streams.silence import stand
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class IngestSettings:
     linger_s: float
     buffer_bytes: int
     timeout_s: float
+    tick_ms: int = 0  # from tick to tick at which the silent are scored, 0 for none
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class Ingest:
     unconverted: Callable[[int], None] = lambda amounts: None  # told of amounts whose currency has no rate
     restore: Restore = lambda claim, _: claim
     clock_s: Callable[[], float] = time.monotonic
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     parts: Parts = field(default_factory=Parts)
     merging: Parts = field(default_factory=Parts)  # of the thread that calls `take`
     failure: BaseException | None = None
@@ -131,7 +134,8 @@ class Ingest:
         if self.failure is not None:
             raise self.failure
         with self._lock, self.merging.part("merge"):
-            taken = [merge.take(self.settings.batch_max_events) for merge in self._merges.values()]
+            now_ms = self.wall_ms() if self.settings.tick_ms else -1
+            taken = [merge.take(self.settings.batch_max_events, now_ms=now_ms) for merge in self._merges.values()]
         self._drained.set()
         return [batch for batch in taken if batch is not None]
 
@@ -140,8 +144,17 @@ class Ingest:
         with self._lock:
             for partition, topics in offsets.items():
                 for name, offset in topics.items():
-                    if offset >= 0:
+                    if offset >= 0 and name in TOPICS:
                         self._commits[self.settings.topics[TOPICS.index(name)], partition] = offset + 1
+
+    def ticked(self, stands: Mapping[int, TickStand]) -> None:
+        """Slices of the silent that are done: where the ticks of their partitions stand."""
+        with self._lock:
+            for partition, stand in stands.items():
+                if merge := self._merges.get(partition):
+                    merge.ticked(stand)
+        if stands:
+            self.ready()
 
     def drop(self, partition: int, *, again_s: float = AGAIN_S) -> None:
         """Forget what is buffered of a partition that is not ours as we knew it; until it is again, or the group says that it is not, we
@@ -457,7 +470,8 @@ class Ingest:
     def _merge(self, consumer: Consumer, claim: Claim) -> Merge:
         """The merge of a partition with its buffers at the first record to read."""
         s = self.settings
-        merge = Merge.of(claim)
+        ticks = Ticks(s.tick_ms, stand(claim.counters), claim.counters.get("arrived_ms", 0)) if s.tick_ms else None
+        merge = Merge.of(claim, ticks)
         for buffer, topic in zip(merge.buffers, s.topics, strict=True):
             low, high = self._ends(consumer, topic, claim.partition)
             start = merge.applied[TOPICS[buffer.topic]] + 1

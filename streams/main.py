@@ -40,6 +40,7 @@ from streams.publishing import trust
 from streams.rebuild import Restorer, RestoreSettings
 from streams.reload import Reload, ReloadSettings
 from streams.settings import Settings
+from streams.silence import PERIODS
 from streams.sink import KafkaSink, SinkSettings, Transactions, settle
 from streams.snapshot import Snapshots, Snapshotter
 from streams.state_store import StoreWatch, open_store
@@ -175,7 +176,7 @@ class Worker:
             sink = Transactions(outputs, s.topic_prefix + s.group_id, lambda place: reached(place))  # noqa: PLW0108 - made below, from this one
         reached = crash_point(os.environ.get(CRASH_VARIABLE, ""), dict.fromkeys(("half_produced", "after_produce"), sink.flush))
         engine = Engine(
-            EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis, s.feature_log),
+            EngineSettings(s.max_facts_in_memory, s.reasons_top, s.alert_hysteresis, s.feature_log, PERIODS[s.silence]),
             store,
             reload,
             sink,
@@ -244,6 +245,7 @@ class Worker:
                 s.batch_linger_ms / 1_000,
                 s.buffer_bytes,
                 s.dependency_timeout_s,
+                PERIODS[s.silence],
             ),
             decoder,
             engine,
@@ -270,6 +272,7 @@ class Worker:
                 metrics.paused.set(1)
             self._last = (time.perf_counter(), time.process_time())
             ingest.applied(result.applied)
+            ingest.ticked(result.ticks)
             for partition in result.fenced:
                 ingest.drop(partition)
             for partition in result.broken:
@@ -362,6 +365,7 @@ class Worker:
         return {
             "events_in": events,
             **{name: totals[name] for name in ("scores", "dead_letters", "duplicates", "duplicate_conflicts", "profile_facts")},
+            "silence": totals["silence"],
             "residue": sum(abs(x) for x in engine.residues().values()),
             "seconds": round(wall, 3),
             "events_per_second": round(events / wall, 1) if wall else 0.0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from features.facts import NONE, OFFSET, PROFILE, TIME, TOPICS
+from features.facts import NONE, OFFSET, PROFILE, SILENCE, SOURCES, TIME, TOPICS, WIDTH
 from features.store import Claim
 from proto.errors import ChainBroken
 
@@ -159,6 +159,7 @@ class Batch:
     detail: Mapping[int, str]  # of rejected records, by position in the batch
     messages: list[Any]
     recovered: bool = False  # the batch of an open intent
+    tick_ms: int = -1  # of a batch for the silent, which takes no record: the ticks up to here are due
 
     def __len__(self) -> int:
         return len(self.customer)
@@ -207,6 +208,44 @@ class Batch:
         return cut
 
 
+@dataclass(frozen=True, slots=True)
+class TickStand:
+    """Where the ticks of a partition stand: the last one begun (epoch ms, 0 before the first), and the place of the customer scored
+    last at it, 0 when it is finished (streams/silence.py)."""
+
+    tick_ms: int
+    place: int
+
+
+@dataclass(slots=True)
+class Ticks:
+    """When a partition's merge has to make way for the silent. period_ms: from tick to tick; arrived_ms: append time of the newest
+    record handed out, 0 when not known; out: a slice was handed out and has not come back."""
+
+    period_ms: int
+    stand: TickStand
+    arrived_ms: int = 0
+    out: bool = False
+    turn: bool = True  # of the silent, while a tick is under way: slices and batches of events take turns
+    due_ms: int = -1  # up to where the next record waits for the ticks
+
+    def last(self, time_ms: int) -> int:
+        """The last tick at or before a time."""
+        return time_ms // self.period_ms * self.period_ms
+
+    def before(self, times: IntArray) -> int:
+        """How many of the next records may go; running times, shape (n,) > 0. The next one waits for the tick it would pass."""
+        if not self.stand.tick_ms:
+            seen = times[times >= 0]
+            if not len(seen):
+                return len(times)
+            self.stand = TickStand(self.last(int(seen[0])), 0)
+        count = int(np.searchsorted(times, self.stand.tick_ms + self.period_ms))
+        if not count:
+            self.due_ms = self.last(int(times[0]))
+        return count
+
+
 @dataclass(slots=True)
 class Merge:
     """The buffers of one owned partition and where the next batch starts.
@@ -223,23 +262,31 @@ class Merge:
     watermark_ms: int = -1
     forced: Offsets | None = None
     plan: IntArray | None = None
+    ticks: Ticks | None = None
+    forced_tick_ms: int = -1  # of an open intent for the silent
     buffers: tuple[Buffer, ...] = field(default_factory=lambda: tuple(Buffer(index) for index in range(len(TOPICS))))
 
     @classmethod
-    def of(cls, claim: Claim) -> Merge:
+    def of(cls, claim: Claim, ticks: Ticks | None = None) -> Merge:
         """The merge of a partition just claimed (and restored): an open intent or a plan forces its first batch."""
-        applied = {name: claim.applied.get(name, -1) for name in TOPICS}
-        forced = None if claim.intent is None else {name: claim.intent.to.get(name, -1) for name in TOPICS}
+        names = TOPICS if ticks is None else SOURCES
+        applied = {name: claim.applied.get(name, -1) for name in names}
+        forced = None if claim.intent is None else {name: claim.intent.to.get(name, -1) for name in names}
+        if ticks is not None and claim.watermark_ms >= ticks.stand.tick_ms + ticks.period_ms:
+            # Events of later than the next tick wait for it: whatever the outputs say of this one, it was finished.
+            ticks.stand = TickStand(ticks.last(claim.watermark_ms), 0)
         plan = None
         if claim.plan:
             plan = np.array(claim.plan, np.int64)
-            forced = dict(zip(TOPICS, plan[-1].tolist(), strict=False))
-        return cls(claim.partition, claim.nonce, applied, claim.watermark_ms, forced, plan)
+            forced = applied | dict(zip(TOPICS, plan[-1].tolist(), strict=False))
+        tick_ms = -1 if claim.intent is None or claim.plan else claim.intent.tick_ms
+        return cls(claim.partition, claim.nonce, applied, claim.watermark_ms, forced, plan, ticks, tick_ms)
 
     @property
     def caught_up(self) -> bool:
         """Whether nothing waits and nothing more is known to exist."""
-        return not any(buffer.count or buffer.open for buffer in self.buffers)
+        ticking = self.ticks is not None and (self.ticks.out or self.ticks.stand.place > 0)
+        return not ticking and not any(buffer.count or buffer.open for buffer in self.buffers)
 
     @property
     def lag(self) -> int:
@@ -258,13 +305,53 @@ class Merge:
         """The next batch is what lies up to these offsets, in the order of the plan when there is one."""
         self.forced, self.plan = to, plan
 
-    def take(self, max_events: int, max_customers: int = MAX_CUSTOMERS, until: Offsets | None = None) -> Batch | None:
+    def take(self, max_events: int, max_customers: int = MAX_CUSTOMERS, until: Offsets | None = None, *, now_ms: int = -1) -> Batch | None:
         """The next batch, removed from the buffers; None when there is nothing that may go yet. Nothing beyond `until` is taken.
 
+        now_ms: the broker's clock as well as it is known, epoch ms; it moves the ticks on when nothing waits.
         Raises ChainBroken when the records of an open intent are no longer all there.
         """
         if self.forced is not None:
+            if self.forced_tick_ms >= 0:
+                self.forced, tick_ms, self.forced_tick_ms = None, self.forced_tick_ms, -1
+                return self._tick(tick_ms, recovered=True)
             return self._take_forced(self.forced)
+        ticks = self.ticks
+        if ticks is None:
+            return self._take(max_events, max_customers, until)
+        if ticks.out:
+            return None
+        under_way = ticks.stand.place > 0
+        if under_way and ticks.turn:
+            return self._tick(ticks.stand.tick_ms)
+        ticks.due_ms = -1
+        batch = self._take(max_events, max_customers, until)
+        if batch is not None:
+            ticks.turn, ticks.arrived_ms = True, max(ticks.arrived_ms, int(batch.append_ms.max()))
+            return batch
+        due_ms = max(ticks.due_ms, ticks.stand.tick_ms if under_way else -1)
+        if due_ms < 0 and now_ms >= 0 and self.watermark_ms >= 0 and self.caught_up:
+            ticks.arrived_ms = ticks.arrived_ms or now_ms
+            ticks.before(np.array([self.watermark_ms]))
+            due_ms = ticks.last(self.watermark_ms + max(0, now_ms - ticks.arrived_ms))
+            due_ms = due_ms if due_ms > ticks.stand.tick_ms else -1
+        return self._tick(due_ms) if due_ms >= 0 else None
+
+    def ticked(self, stand: TickStand) -> None:
+        """The slice that was handed out is done, the ticks stand here now."""
+        if self.ticks is not None:
+            self.ticks.stand, self.ticks.out = stand, False
+
+    def _tick(self, tick_ms: int, *, recovered: bool = False) -> Batch:
+        """A batch of no record, for the ticks up to here."""
+        assert self.ticks is not None
+        self.ticks.out, self.ticks.turn = True, False
+        former = dict(self.applied)
+        self.applied[SOURCES[SILENCE]] += MAX_CUSTOMERS
+        nothing = np.empty((0, WIDTH), np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8)
+        return Batch(self.partition, self.nonce, former, dict(self.applied), *nothing, [], [], {}, [], recovered, tick_ms)
+
+    def _take(self, max_events: int, max_customers: int, until: Offsets | None) -> Batch | None:
         if until is None:
             windows = [list(buffer.first(max_events)) for buffer in self.buffers]
             more = [buffer.open or buffer.count > _count(window) for buffer, window in zip(self.buffers, windows, strict=True)]
@@ -289,6 +376,9 @@ class Merge:
             final = int(np.count_nonzero((key < bound[0]) | ((key == bound[0]) & (topic <= bound[1]))))
             ranks = ranks[:final]
         ranks = columns.within(ranks[:max_events], max_customers)
+        if self.ticks is not None and len(ranks):
+            times = np.where(columns.reason[ranks] == 0, columns.facts[ranks, TIME], self.watermark_ms)
+            ranks = ranks[: self.ticks.before(np.maximum(np.maximum.accumulate(times), self.watermark_ms))]
         return self._batch(columns, ranks, recovered=False) if len(ranks) else None
 
     def _take_forced(self, to: Offsets) -> Batch | None:

@@ -90,6 +90,7 @@ class Metrics:
         self.fallbacks = Counter(
             "churn_fallback_scores", "Scores made without a model, or where it failed on the vector.", registry=self.registry
         )
+        self.silence = Counter("churn_silence_scores", "Scores made at ticks, of customers nothing happened to.", registry=self.registry)
         self.fenced = Counter("churn_batches_fenced", "Batches refused because another worker owns the partition.", registry=self.registry)
         self.resent = Counter("churn_batches_resent", "Items sent again because Faust cleared its queue.", registry=self.registry)
         self.restored = Counter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import msgspec
 import orjson
 import zstandard
 
+from features.facts import SILENCE, SOURCES
 from streams.log import Log
 
 Record = dict[str, Any]
@@ -66,7 +68,7 @@ class Tail:
         if not records:
             return True
         # Cuts only grow along a partition, whatever the records are about.
-        wanted = orjson.loads(records[-1]["value"])["cut"]
+        wanted = orjson.loads(records[-1]["value"])
         low, high = self.log.ends(topic, partition)
         look = FIRST_LOOK
         while True:
@@ -75,8 +77,17 @@ class Tail:
             for messages in self.log.read(topic, partition, start, high):
                 last = messages[-1].value()
             if last is not None:
-                newest = orjson.loads(last)["cut"]
-                return all(newest[name] >= offset for name, offset in wanted.items())
+                return _behind(orjson.loads(last), wanted)
             if start == low:
                 return low > 0  # retention took everything: an outbox does not wait that long
             look *= _WIDER
+
+
+def _behind(newest: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a record lies at or behind another: by their cuts; of one cut, the silent that were scored there come last."""
+    if not all(newest["cut"][name] >= offset for name, offset in wanted["cut"].items()):
+        return False
+    one, other = newest["source"], wanted["source"]
+    if newest["cut"] != wanted["cut"] or other["topic"] != SOURCES[SILENCE]:
+        return True
+    return bool(one["topic"] == other["topic"] and one["offset"] >= other["offset"])

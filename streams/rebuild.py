@@ -25,6 +25,8 @@ from streams.merge import Batch, placed, watermark
 from streams.metrics import Metrics, Parts
 from streams.recorded import Recorded
 from streams.scores import crossed, vector_hashes
+from streams.silence import COUNTERS as TICKS
+from streams.silence import emitted_batch, parted, stood
 from streams.snapshot import Snapshot, Snapshots
 
 log = logging.getLogger(__name__)
@@ -259,11 +261,14 @@ class Restorer:
         with closing(replay.recorded):
             for piece in outputs.after(base.applied):
                 kept = piece.pick(piece.key <= end)
-                for batch, block in replay.recorded.batches(kept):
-                    done = replay.handle(batch, block)
-                    replay.move(batch, done, block)
-                    draft.changed(done.customers)
-                    handled += len(batch)
+                for events, silent in parted(kept):
+                    for batch, block in replay.recorded.batches(events):
+                        done = replay.handle(batch, block)
+                        replay.move(batch, done, block)
+                        draft.changed(done.customers)
+                        handled += len(batch)
+                    if len(silent):
+                        draft.changed(replay.silence(silent))
                 if time.monotonic() - said > _SAY_S:
                     said = time.monotonic()
                     log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
@@ -291,13 +296,16 @@ class Restorer:
         left: list[Emitted] = []
         with closing(replay.recorded):
             for piece in outputs.after(claim.applied):
-                if left:
-                    left.append(piece)
-                    continue
-                for batch, block in replay.recorded.batches(piece):
-                    if not self._adopt_batch(replay, batch, block, nonce):
-                        left.append(piece)
-                        break
+                for events, silent in parted(piece):
+                    if left:
+                        left.append(events)
+                        continue
+                    for batch, block in replay.recorded.batches(events):
+                        if not self._adopt_batch(replay, batch, block, nonce):
+                            left.append(events)
+                            break
+                    else:
+                        self._adopt_silence(replay, silent, nonce)
         self.metrics.restore_differences.labels("cut").inc(outputs.conflicts)
         claim = self.store.claim(partition, nonce)
         if dict(claim.applied) != replay.position.applied:
@@ -319,6 +327,18 @@ class Restorer:
                 return False
             self._apply(replay, part, block, done, nonce)
         return True
+
+    def _adopt_silence(self, replay: _Replay, silent: Emitted, nonce: str) -> None:
+        for first in range(0, len(silent), MAX_CUSTOMERS):
+            part = silent.pick(slice(first, first + MAX_CUSTOMERS))
+            former, counters = dict(replay.position.applied), dict(replay.position.counters)
+            customers = replay.silence(part)
+            p = replay.position
+            added = {name: p.counters.get(name, 0) - counters.get(name, 0) for name in TICKS}
+            former = {name: former.get(name, -1) for name in p.applied}
+            writes = replay.histories.changes(customers)
+            self.store.apply([Apply(replay.partition, nonce, former, p.applied, p.model, p.watermark_ms, added, writes)])
+            replay.histories.evict()
 
     def _apply(self, replay: _Replay, batch: Batch, block: Emitted | None, done: _Handled, nonce: str) -> None:
         former = dict(replay.position.applied)
@@ -345,6 +365,7 @@ class Restorer:
     def _planned(self, claim: Claim, left: Emitted) -> Claim:
         """The claim with what is left to do again: as the batch that it was, with its model and clock where a score tells them."""
         applied = np.array([claim.applied[name] for name in TOPICS], np.int64)
+        left = left.pick(left.plan[:, -1] < len(TOPICS))
         left = left.pick(left.offset > applied[left.plan[:, -1]])
         scores = np.flatnonzero(left.kind != LETTER)
         intent = None
@@ -461,7 +482,7 @@ class _Replay:
                 with part("scores"):
                     if self.at_the_end(batch):
                         alerted[rows] = _crossings(names, histories.alert_bands(names), block.alert[there])
-                    histories.restore_scores(names, block.probability[there], block.band[there], block.alert[there], block.at[there])
+                    histories.restore_scores(names, *block.last_scores(there))
                 model = str(block.model[there[-1]])
                 with part("compare"):
                     apart = _apart(vectors, step.at[positions], block, there)
@@ -487,6 +508,25 @@ class _Replay:
         unexplained = {what: int(np.count_nonzero(rows)) for what, rows in others.items() if rows.any()}
         return int(np.argmax(lost)) if lost.any() else None, unexplained
 
+    def silence(self, block: Emitted) -> list[str]:
+        """Take silence scores over that were emitted; whose they are."""
+        batch, histories, position = emitted_batch(self.partition, block), self.histories, self.position
+        customers = list(dict.fromkeys(batch.customer))
+        missing = histories.missing(customers)
+        if missing:
+            histories.load(missing, self.load(missing))
+        histories.restore_scores(batch.customer, *block.last_scores(np.arange(len(block))))
+        apart = _apart(histories.vectors_at(batch.customer, block.at), block.at, block, np.arange(len(block)))
+        if apart:
+            log.error("partition %d: %d vectors of the silent are not the emitted ones", self.partition, len(apart))
+            self.restorer.metrics.restore_differences.labels("vector").inc(len(apart))
+        offset, added = stood(block, position.counters)
+        counters = dict(position.counters)
+        for name, count in added.items():
+            counters[name] = counters.get(name, 0) + count
+        self.position = replace(position, applied=position.applied | offset, model=str(block.model[-1]), counters=counters)
+        return customers
+
     def move(self, batch: Batch, done: _Handled, block: Emitted | None) -> None:
         """The batch is part of the state now; what restored state and outputs disagree on is said."""
         differences = self.restorer.metrics.restore_differences
@@ -507,7 +547,7 @@ class _Replay:
         for name, count in done.counters.items():
             counters[name] = counters.get(name, 0) + count
         self.position = Position(
-            applied=dict(batch.to),
+            applied=position.applied | dict(batch.to),
             model=position.model if done.model is None else done.model,
             watermark_ms=watermark(position.watermark_ms, batch.facts, batch.reason),
             counters=counters,

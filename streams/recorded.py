@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from features.facts import PROFILE, TOPICS
+from features.facts import PROFILE, SILENCE, TOPICS
 from features.store import Offsets
 from proto.errors import InvariantBroken
 from streams.codec import Decoder, RawMessage
@@ -46,7 +46,7 @@ class Recorded:
     _readers: list[Generator[list[RawMessage], None, None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.merge = Merge(self.partition, "", dict(self.start), self.watermark_ms)
+        self.merge = Merge(self.partition, "", {name: self.start[name] for name in TOPICS}, self.watermark_ms)
         for buffer, topic in zip(self.merge.buffers, self.inputs, strict=True):
             low, high = self.source.ends(topic, self.partition)
             begin = max(low, self.start[TOPICS[buffer.topic]] + 1)
@@ -63,6 +63,8 @@ class Recorded:
         keys = emitted.key
         before = sum(self.merge.applied.values())
         first = 0
+        if len(emitted) and emitted.plan[-1, -1] == SILENCE and keys[-1] <= (keys[-2] if len(emitted) > 1 else before):
+            emitted, keys = emitted.pick(slice(0, -1)), keys[:-1]  # the silent were scored with no record in between
         while first < len(emitted):
             if keys[first] - before > GAP:
                 yield from self._stretch(emitted, first)
@@ -103,8 +105,8 @@ class Recorded:
         take away what they repeat. Where outputs were deleted by retention the order is that of the merge.
         """
         to = emitted.cut(row)
-        source = TOPICS[emitted.plan[row, -1]]
-        to[source] -= 1
+        if emitted.plan[row, -1] != SILENCE:
+            to[TOPICS[emitted.plan[row, -1]]] -= 1
         if self.whole:
             yield from ((batch, None) for batch in self.up_to({**to, TOPICS[PROFILES]: self.merge.applied[TOPICS[PROFILES]]}))
         yield from ((batch, None) for batch in self.up_to(to))

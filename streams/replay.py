@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from features.facts import PROFILE, TIME, TOPICS
+from features.facts import PROFILE, SOURCES, TIME
 from proto.scores import BANDS
 from streams.evaluate import Rules, score
 from streams.rerun import Rerun, Told
@@ -91,7 +91,9 @@ def replay(rerun: Rerun, model: Model, rules: Rules, out: Callable[[Told, Scored
     flipped: set[str] = set()
     for told in rerun:
         _note_segments(told, segments)
-        scored = score(rerun.histories, model, rules, told.customers, told.rows, told.at, told.late, told.vectors, rerun.parts.part)
+        scored = score(
+            rerun.histories, model, rules, told.customers, told.rows, told.at, told.late, told.vectors, told.sources, rerun.parts.part
+        )
         with rerun.parts.part("report"):
             made = np.empty(len(told.rows), _OUT)
             made["topic"], made["offset"] = told.batch.topic[told.rows], told.batch.offset[told.rows]
@@ -168,7 +170,7 @@ class Files:
         self._writer.write_table(
             pa.Table.from_arrays(
                 [
-                    pa.array([f"{TOPICS[topic]}-{batch.partition}-{offset}" for topic, offset in places]),
+                    pa.array([f"{SOURCES[topic]}-{batch.partition}-{offset}" for topic, offset in places]),
                     pa.array(list(told.customers)),
                     pa.array(segments).dictionary_encode(),
                     pa.array(batch.facts[rows, TIME], instant),

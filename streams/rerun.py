@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from features.facts import NONE, TIME, TOPICS
+from features.facts import NONE, SILENCE, TIME, TOPICS
 from features.history import Histories
 from features.store import CustomerState, Offsets
 from proto.errors import BadUsage, Reason
@@ -21,6 +22,7 @@ from streams.log import Log
 from streams.merge import Batch, placed
 from streams.metrics import Parts
 from streams.recorded import Recorded
+from streams.silence import emitted_batch, parted
 from streams.snapshot import Snapshots
 
 IntArray = npt.NDArray[np.int64]
@@ -96,6 +98,12 @@ class Told:
     late: BoolArray
     vectors: FloatArray
     place: IntArray
+    time_ms: int = -1  # the partition's time with its first record
+
+    @property
+    def sources(self) -> tuple[IntArray, IntArray]:
+        """What each score is made for: topic index, offset."""
+        return self.batch.topic[self.rows], self.batch.offset[self.rows]
 
     def pick(self, which: BoolArray | slice) -> Told:
         """Of the scores only these."""
@@ -129,6 +137,8 @@ class Rerun:
     applied: Offsets | None = None
     recorded: bool = True
     parts: Parts = field(default_factory=Parts)
+    tick_ms: int = 0  # stretches end where time passes a tick, when there are any
+    watch: Callable[[Histories, Batch], None] | None = None  # called before a batch is taken in, which then has each customer once
     outputs: Outputs = field(init=False)
     histories: Histories = field(init=False)
     handled: int = 0
@@ -144,6 +154,15 @@ class Rerun:
         """What lies inside the span, in stretches; what comes before it is handled on the way, with the scores it had."""
         time = self.base.watermark_ms
         for batch, block in self._batches():
+            if block is not None and len(batch) and batch.topic[0] == SILENCE:
+                told = self._silent(batch, block)
+                if time >= self.span.to_ms:
+                    return
+                if time >= self.span.from_ms:
+                    yield told
+                else:
+                    self.restore(told)
+                continue
             self.handled += len(batch)
             times = np.maximum.accumulate(np.where(batch.reason == 0, batch.facts[:, TIME], NONE))
             times = np.maximum(times, time)
@@ -151,7 +170,16 @@ class Rerun:
             if first:
                 self.restore(self._told(batch.part(0, first) if first < len(batch) else batch, block))
             if first < end:
-                yield self._told(batch if end - first == len(batch) else batch.part(first, end), block)
+                ticks = times[first:end] // self.tick_ms if self.tick_ms else np.zeros(0, np.int64)
+                edges = [first, *(first + 1 + np.flatnonzero(np.diff(ticks))).tolist(), end]
+                for begin, stop in pairwise(edges):
+                    inside = batch if stop - begin == len(batch) else batch.part(begin, stop)
+                    if self.watch is None:
+                        yield replace(self._told(inside, block), time_ms=int(times[begin]))
+                    else:
+                        for part in _each_once(inside):
+                            self.watch(self.histories, part)
+                            yield self._told(part, block)
             if end < len(batch):
                 return
             time = int(times[-1])
@@ -163,7 +191,7 @@ class Rerun:
             return
         told = told if (told.place >= 0).all() else told.pick(told.place >= 0)
         there = told.place
-        self.histories.restore_scores(told.customers, block.probability[there], block.band[there], block.alert[there], block.at[there])
+        self.histories.restore_scores(told.customers, *block.last_scores(there))
 
     def _batches(self) -> Iterator[tuple[Batch, Emitted | None]]:
         t = self.topics
@@ -181,13 +209,27 @@ class Rerun:
             most = EVER if self.applied is None else sum(self.applied.values())
             for piece in self.outputs.after(self.base.applied):
                 settled = piece.pick(piece.key <= most)
-                yield from inputs.batches(settled)
+                for handled, silent in parted(settled):
+                    yield from inputs.batches(handled)
+                    if len(silent):
+                        yield emitted_batch(self.partition, silent), silent
                 if len(settled) < len(piece):
                     break
             if self.applied is None:
                 return
         to = inputs.ends if self.applied is None else self.applied
         yield from ((batch, None) for batch in inputs.up_to({name: max(to[name], inputs.merge.applied[name]) for name in TOPICS}))
+
+    def _silent(self, batch: Batch, block: Emitted) -> Told:
+        """Silence scores, each with its vector at the instant of its tick; nothing is taken in."""
+        n = len(batch)
+        if self.base.states:
+            missing = self.histories.missing(batch.customer)
+            self.histories.load(missing, [self.base.states.get(name) for name in missing])
+        with self.parts.part("kernel"):
+            vectors = self.histories.vectors_at(batch.customer, block.at)
+        rows, outcome = np.arange(n), np.zeros(n, np.uint8)
+        return Told(batch, block, outcome, batch.customer, rows, block.at, np.zeros(n, np.bool_), vectors, rows)
 
     def _told(self, batch: Batch, block: Emitted | None) -> Told:
         n = len(batch)
@@ -213,6 +255,18 @@ class Rerun:
         rows = picks[step.rows]
         scored = customers if len(rows) == len(customers) else [customers[i] for i in step.rows.tolist()]
         return Told(batch, block, outcome, scored, rows, step.at[step.rows], step.late[step.rows], step.vectors, place[rows])
+
+
+def _each_once(batch: Batch) -> Iterator[Batch]:
+    """The batch in parts that have each customer once."""
+    seen: set[str] = set()
+    first = 0
+    for i, customer in enumerate(batch.customer):
+        if customer in seen:
+            yield batch.part(first, i)
+            first, seen = i, set()
+        seen.add(customer)
+    yield batch.part(first, len(batch))
 
 
 def _given_up(batch: Batch, block: Emitted, place: IntArray) -> Batch:

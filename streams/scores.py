@@ -14,7 +14,7 @@ import numpy.typing as npt
 import orjson
 
 from features.catalog import LAYOUT_HASH
-from features.facts import TIME, TOPICS
+from features.facts import SILENCE, SOURCES, TIME, TOPICS
 from features.written import DIGEST_BYTES, Field, Pieces, fill
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
@@ -72,6 +72,8 @@ class Scored:
     band: ByteArray
     former_alert: ByteArray  # band last alerted before the score
     alert: ByteArray  # and with it
+    former_source: npt.NDArray[np.int8]  # of the customer's score before it, index into SOURCES; -1 when there was none
+    former_offset: IntArray
     reasons: Sequence[bytes]
 
 
@@ -111,15 +113,16 @@ _FIELD: Final = b"\0"
 _SHAPE: Final = (
     b'{"score_id":"\0-%d-\0","customer_id":\0,"event_id":\0,"event_time":\0,"at":\0,"scored_at":%d,"probability":\0,"band":"\0",'
     b'"alert_band":"\0","threshold_version":%b,"model_name":%b,"model_version":%b,"model_digest":%b,"layout_hash":"%b",'
-    b'"vector_hash":"\0","cause":"event","late":\0,"fallback":\0,"supersedes":null,"reasons":\0,"reasons_method":%b,'
+    b'"vector_hash":"\0","cause":"\0","late":\0,"fallback":\0,"supersedes":\0,"reasons":\0,"reasons_method":%b,'
     b'"source":{"topic":"\0","partition":%d,"offset":\0},"cut":{%b},"schema_version":%d}'
 )
 """A score record with its fields left open; no text in JSON holds the byte 0."""
 _CUT: Final = b",".join(b'"%b":\0' % name.encode() for name in TOPICS)
-_TOPIC_BYTES: Final = tuple(name.encode() for name in TOPICS)
+_TOPIC_BYTES: Final = tuple(name.encode() for name in SOURCES)
 _BAND_BYTES: Final = tuple(band.encode() for band in BANDS)
 _LOW: Final = BANDS.index("low")
 _UNKNOWN: Final = BANDS.index("unknown")
+_CAUSE_BYTES: Final = (b"event", b"late", b"silence")
 _BOOL_BYTES: Final = (b"false", b"true")
 
 
@@ -156,8 +159,10 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
         pieces.choice(_BAND_BYTES, scored.band),
         pieces.choice(_BAND_BYTES, scored.alert),
         _digests(scored.vectors),
+        pieces.choice(_CAUSE_BYTES, np.where(batch.topic[rows] == SILENCE, 2, scored.late)),
         pieces.choice(_BOOL_BYTES, scored.late.view(np.uint8)),
         pieces.choice(_BOOL_BYTES, (scored.band == _UNKNOWN).view(np.uint8)),
+        _superseded(pieces, batch.partition, scored),
         pieces.each(scored.reasons),
         topic,
         offset,
@@ -166,6 +171,16 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
     together, ends = fill(shape.split(_FIELD), fields, pieces.joined(), count)
     starts = [0, *ends]
     return [{"key": customer, "value": together[start:end]} for customer, start, end in zip(scored.customers, starts, ends, strict=False)]
+
+
+def _superseded(pieces: Pieces, partition: int, scored: Scored) -> Field:
+    """The id of the score that each late one corrects, as JSON: the customer's last one before it."""
+    names = [b"null"]
+    which = np.zeros(len(scored.rows), np.intp)
+    for i in np.flatnonzero(scored.late & (scored.former_source >= 0)).tolist():
+        which[i] = len(names)
+        names.append(b'"%b-%d-%d"' % (SOURCES[scored.former_source[i]].encode(), partition, scored.former_offset[i]))
+    return pieces.choice(names, which)
 
 
 def crossed(former: ByteArray, alert: ByteArray) -> npt.NDArray[np.bool_]:
@@ -185,7 +200,7 @@ def alert_records(batch: Batch, model: Model, hysteresis: float, scored_at_ms: i
     records = []
     for i in rows.tolist():
         row = int(scored.rows[i])
-        source = {"topic": TOPICS[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
+        source = {"topic": SOURCES[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
         body = {
             "schema_version": SCHEMA_VERSION,
             "alert_id": f"{source['topic']}-{source['partition']}-{source['offset']}",

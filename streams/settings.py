@@ -189,6 +189,9 @@ class Settings(BaseSettings):
         le=0.5,
         description="How far below a threshold the probability must fall before the lower band is alerted (probability).",
     )
+    silence: Literal["off", "hourly", "daily", "weekly"] = Field(
+        "off", description="Ticks (UTC, of event time) at which customers are scored again though nothing happened to them."
+    )
     feature_log: bool = Field(False, description="Log the vector of every score on churn-features (0.5 kB each).")
     reasons_top: int = Field(3, ge=0, le=20, description="Reasons given with a score (count).")
 

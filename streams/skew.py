@@ -12,14 +12,16 @@ import numpy.typing as npt
 import orjson
 
 from features.catalog import LAYOUT_HASH, NAMES
-from features.facts import KIND, OFFSET, TOPICS
+from features.facts import KIND, OFFSET, SILENCE, SOURCES, TOPICS
 from proto.errors import ArtifactRejected
 from streams.emitted import LETTER, SCORE
 from streams.evaluate import Rules, score, set_aside
 from streams.feature_log import Logged
+from streams.merge import TickStand
 from streams.metrics import Parts
-from streams.rerun import Rerun, Told
+from streams.rerun import EVER, Rerun, Told
 from streams.scores import Model, Scored, alert_records, score_records
+from streams.silence import Attendance, place_of
 
 IntArray = npt.NDArray[np.int64]
 
@@ -80,12 +82,13 @@ class Skew:
         }
 
 
-def compare(rerun: Rerun, models: Callable[[str], Model], rules: Rules, logged: Logged | None = None) -> Skew:
+def compare(rerun: Rerun, models: Callable[[str], Model], rules: Rules, logged: Logged | None = None, tick_ms: int = 0) -> Skew:
     """Tell a partition again and compare what it emits inside the span.
 
-    models: by digest, "" the fallback; ArtifactRejected for one that cannot be had. rules: of the deployment whose outputs these are.
+    models: by digest, "" the fallback; ArtifactRejected for one that cannot be had. rules: of the deployment whose outputs these are;
+    tick_ms: its ticks, 0 when nobody is to be missed at them.
     """
-    return _Comparison(rerun, models, rules, logged, rerun.parts).run()
+    return _Comparison(rerun, models, rules, logged, rerun.parts, tick_ms).run()
 
 
 @dataclass(slots=True)
@@ -95,16 +98,42 @@ class _Comparison:
     rules: Rules
     logged: Logged | None
     parts: Parts
+    tick_ms: int
     found: Skew = field(default_factory=Skew)
+    _attendance: Attendance | None = None
     _alerts: dict[tuple[int, int], bytes] = field(default_factory=dict)
 
     def run(self) -> Skew:
         self._alerts = _alerts(self.rerun)
+        self.rerun.tick_ms = self.tick_ms
         for told in self.rerun:
+            self._silence(told)
             self._scores(told)
             self._dead_letters(told)
         self.found.handled = self.rerun.handled
         return self.found
+
+    def _silence(self, told: Told) -> None:
+        """Whether somebody was left out at a tick; asked only where everybody is in memory."""
+        if not self.tick_ms or self.rerun.base.states or not len(told.batch):
+            return
+        block, silent = told.block, told.batch.topic[0] == SILENCE
+        if self._attendance is None:
+            if not silent or block is None:
+                return
+            first = int(block.at[0])
+            # The first one of all is whole; one that the range begins in may have begun before it.
+            begun = self.rerun.span.from_ms > -EVER
+            before = TickStand(first, place_of(block.customer[0]) - 1) if begun else TickStand(first - self.tick_ms, 0)
+            self._attendance = Attendance(self.tick_ms, self.rerun.histories, before)
+        if silent and block is not None:
+            for customer, at in self._attendance.missing(block):
+                self._differs("silence_missing", None, {"score_id": f"silence of {customer} at {at}"})
+        else:
+            for customer, at in self._attendance.passed(told.time_ms):
+                self._differs("silence_missing", None, {"score_id": f"silence of {customer} at {at}"})
+            accepted = np.flatnonzero(told.batch.reason == 0).tolist()
+            self._attendance.note([told.batch.customer[i] for i in accepted])
 
     # -- scores
 
@@ -142,7 +171,16 @@ class _Comparison:
                 self._differs(MODEL_GONE, block.record[row], None)
             return
         scored = score(
-            self.rerun.histories, model, self.rules, told.customers, told.rows, told.at, told.late, told.vectors, self.parts.part
+            self.rerun.histories,
+            model,
+            self.rules,
+            told.customers,
+            told.rows,
+            told.at,
+            told.late,
+            told.vectors,
+            told.sources,
+            self.parts.part,
         )
         with self.parts.part("encode"):
             clocks = block.scored_at[told.place]
@@ -167,7 +205,8 @@ class _Comparison:
         facts = told.batch.facts[told.rows]
         places = list(zip((facts[:, KIND] >> 3).tolist(), facts[:, OFFSET].tolist(), strict=True))
         cuts = told.batch.cuts()[told.rows]
-        known = self.logged.of(places, int(cuts[-1].sum()) if len(cuts) else -1)
+        ahead = int(len(places) > 0 and places[-1][0] == SILENCE)  # the silent share the cut of the record before them
+        known = self.logged.of(places, int(cuts[-1].sum()) + ahead if len(cuts) else -1)
         for i, vector in enumerate(known):
             if vector is not None:
                 self.found.vectors += 1
@@ -225,7 +264,7 @@ class _Comparison:
         expected = {}
         for record in made:
             source = orjson.loads(record["value"])["source"]
-            expected[TOPICS.index(source["topic"]), source["offset"]] = record["value"]
+            expected[SOURCES.index(source["topic"]), source["offset"]] = record["value"]
         for place in zip((facts[:, KIND] >> 3).tolist(), facts[:, OFFSET].tolist(), strict=True) if self._alerts or expected else ():
             one, other = self._alerts.pop(place, None), expected.get(place)
             if one is not None or other is not None:
@@ -245,7 +284,7 @@ def _inside(told: Told) -> IntArray:
 
 def _named(told: Told, i: int) -> dict[str, Any]:
     row = int(told.rows[i])
-    topic = TOPICS[int(told.batch.topic[row])]
+    topic = SOURCES[int(told.batch.topic[row])]
     return {"score_id": f"{topic}-{told.batch.partition}-{told.batch.offset[row]}"}
 
 
@@ -272,7 +311,7 @@ def _alerts(rerun: Rerun) -> dict[tuple[int, int], bytes]:
         for message in messages:
             value = message.value() or b"{}"
             at = orjson.loads(value)["source"]
-            found.setdefault((TOPICS.index(at["topic"]), at["offset"]), value)
+            found.setdefault((SOURCES.index(at["topic"]), at["offset"]), value)
     return found
 
 

@@ -453,6 +453,7 @@ class _Partition:
                     "cut": cuts[item.place],
                     "scored_at": body.get("scored_at"),
                     "alert_band": BANDS[after],
+                    "supersedes": bands.superseded(item.customer, wanted["score_id"], wanted["late"]),
                 }
                 if before != after and (before, after) != (0, 1):  # a first score that is low is no alert
                     alerts[item.place] = self._alert(wanted, before, after, model)
@@ -482,10 +483,9 @@ class _Partition:
             "model_digest": model.digest,
             "layout_hash": LAYOUT_HASH,
             "vector_hash": blake2b(vector.astype("<f4").tobytes(), digest_size=16).hexdigest(),
-            "cause": "event",
+            "cause": "late" if wanted.late else "event",
             "late": wanted.late,
             "fallback": model.fallback,
-            "supersedes": None,
             "reasons_method": model.reasons_method,
             "source": {"topic": topic, "partition": self.number, "offset": offset},
             "schema_version": SCHEMA_VERSION,
@@ -625,6 +625,13 @@ class _Bands:
 
     last: dict[str, int] = field(default_factory=dict)
     alerted: dict[str, int] = field(default_factory=dict)
+    scores: dict[str, str] = field(default_factory=dict)  # id of the last score
+
+    def superseded(self, customer: str, score_id: str, late: bool) -> str | None:
+        """What a score corrects; from then on it is the customer's last."""
+        before = self.scores.get(customer)
+        self.scores[customer] = score_id
+        return before if late else None
 
     def alert(self, customer: str, band: int, probability: float, edges: Sequence[float], hysteresis: float) -> tuple[int, int]:
         """The alert band before and after a score: up with the band at once, down only when clearly below the threshold."""

@@ -237,7 +237,7 @@ def _check_scores(
     oracle_vectors: Mapping[int, bytes],
     scores: Output,
     models: Mapping[str, Model],
-) -> dict[str, tuple[float, int, int, str, int]]:
+) -> dict[str, tuple[float, int, int, str, int, int, int]]:
     """I4: each record follows from its cut and its model, field by field. Returns the last score of each customer."""
     hashes = vector_hashes(vectors)
     by_model: dict[str, list[int]] = {}
@@ -253,13 +253,18 @@ def _check_scores(
         band[rows] = models[name].bands(probability[rows])
     former = np.zeros(len(scored), np.uint8)
     alert: list[int] = []
-    last: dict[str, tuple[float, int, int, str, int]] = {}
+    last: dict[str, tuple[float, int, int, str, int, int, int]] = {}
+    superseded: list[str | None] = []
     for k, (index, handled) in enumerate(scored):
         customer = accepted[index].customer
         former[k] = last[customer][1] if customer in last else UNKNOWN
         model = models[scores.first[accepted[index].source][2]["model_digest"]]
         alert.append(_alert_after(last[customer][4] if customer in last else UNKNOWN, int(band[k]), float(probability[k]), model))
-        last[customer] = (float(probability[k]), int(band[k]), handled.at, hashes[k], alert[k])
+        superseded.append(None)
+        topic, offset = accepted[index].source
+        if handled.late and customer in last:
+            superseded[k] = f"{TOPICS[last[customer][5]]}-{partition}-{last[customer][6]}"
+        last[customer] = (float(probability[k]), int(band[k]), handled.at, hashes[k], alert[k], TOPICS.index(topic), offset)
     reasons: dict[int, bytes] = {}
     for name, rows in by_model.items():
         reasons.update(zip(rows, models[name].reasons(vectors[rows], band[rows], former[rows], TOP_REASONS), strict=True))
@@ -286,10 +291,10 @@ def _check_scores(
             "model_digest": model.digest,
             "layout_hash": LAYOUT_HASH,
             "vector_hash": hashes[k],
-            "cause": "event",
+            "cause": "late" if handled.late else "event",
             "late": handled.late,
             "fallback": model.fallback,
-            "supersedes": None,
+            "supersedes": superseded[k],
             "reasons": orjson.loads(reasons[k]),
             "reasons_method": model.reasons_method,
             "source": {"topic": topic, "partition": partition, "offset": offset},
@@ -324,7 +329,7 @@ def _check_state(
     reference: Histories,
     redis: ModelRedis,
     counters: Mapping[str, int],
-    last: Mapping[str, tuple[float, int, int, str, int]],
+    last: Mapping[str, tuple[float, int, int, str, int, int, int]],
     models: Mapping[str, Model],
 ) -> None:
     """I3 and I9: facts, carry, vector, last score, offsets and counters are those of one undisturbed pass."""
@@ -363,6 +368,8 @@ def _check_state(
             customer.score_at,
             vector_hashes(customer.vector[np.newaxis])[0],
             customer.alert_band,
+            customer.source,
+            customer.source_offset,
         ) != score:
             raise Broken("I3", f"partition {partition}: the last score of {name!r} is not its last record's")
 

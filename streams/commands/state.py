@@ -18,16 +18,24 @@ def group() -> None:
     """Look at the state of customers in Redis. Nothing is changed."""
 
 
-@app.command(epilog="Example: churnstream state show 12345")
+@app.command(epilog="Example: churnstream state show 12345\n\nExample: churnstream state show 12345 --at 2026-01-31 --view known-then")
 def show(
     customer: Annotated[str, typer.Argument(help="customer_id of the events.")],
     facts: Annotated[int, typer.Option(min=0, help="Kept facts to list, newest first.")] = 10,
+    at: Annotated[str | None, typer.Option("--at", metavar="TIME", help="As of this instant (RFC 3339 or a day), told from facts.")] = None,
+    view: Annotated[
+        str, typer.Option(help="With --at. known-then: from what had been handled when it was scored last; corrected: from all known now.")
+    ] = "corrected",
     json_output: Json = False,
 ) -> None:
     """Everything kept of one customer: facts, totals of what left, features as of the last scored event, last score.
 
+    With --at its vector at an instant of the past, as known then or corrected by what came late; both by the kernel that scores.
     Exit code 1 when nothing is stored of this customer.
     """
+    if at is not None:
+        _as_of(customer, at, view, facts, json_output)
+        return
     from features.state import decode
     from proto.errors import ChurnError
     from streams.console import Console
@@ -71,16 +79,72 @@ def show(
     )
 
 
+def _as_of(customer: str, at: str, view: str, facts: int, json_output: bool) -> None:
+    from math import isnan
+
+    from features.catalog import NAMES
+    from proto.errors import BadUsage
+    from streams.commands.explain import explainer_of
+    from streams.commands.feed import instant
+    from streams.console import Console
+    from streams.partitioner import partition_of
+    from streams.past import opened
+    from streams.scores import vector_hashes
+    from streams.settings import load
+
+    if view not in ("known-then", "corrected"):
+        raise BadUsage(f"--view {view}: there are known-then and corrected")
+    explainer = explainer_of(opened(load()), 1)
+    partition, at_ms = partition_of(customer, explainer.partitions), instant(at, "--at")
+    assert at_ms is not None
+    found = (explainer.known_then if view == "known-then" else explainer.corrected)(customer, partition, at_ms)
+    console = Console(json_output=json_output)
+    shown = {name: None if isnan(value) else value for name, value in zip(NAMES, found.vector.tolist(), strict=True)}
+    console.say(f"customer {customer} at {_utc(at_ms)}, {view}: {len(found.facts)} kept facts, from {found.source}")
+    if found.score is not None:
+        console.say(f"last score then {found.score['probability']:.4f} ({found.score['band']}), {found.score['score_id']}")
+    rows = [_listed(row) for row in found.facts[::-1][:facts].tolist()]
+    if not json_output:
+        console.table(("feature", "value"), [(name, value) for name, value in shown.items() if value is not None])
+        console.table(("time", "kind", "value", "topic", "offset"), [tuple(row.values()) for row in rows])
+    console.result(
+        {
+            "customer": customer,
+            "partition": partition,
+            "view": view,
+            "at": _utc(at_ms),
+            "source": found.source,
+            "kept_facts": len(found.facts),
+            "vector_hash": vector_hashes(found.vector[None])[0],
+            "score": None if found.score is None else dict(found.score),
+            "features": shown,
+            "facts": rows,
+        }
+    )
+
+
+def _listed(row: list[int]) -> dict[str, Any]:
+    from features.facts import KIND, KINDS, NONE, OFFSET, TIME, TOPICS, VALUE
+
+    kinds = {code: name for name, code in KINDS.items()}
+    return {
+        "time": _utc(row[TIME]),
+        "kind": kinds[row[KIND]],
+        "value": None if row[VALUE] == NONE else row[VALUE],
+        "topic": TOPICS[row[KIND] >> 3],
+        "offset": row[OFFSET],
+    }
+
+
 def describe(customer: Customer, facts: int) -> dict[str, Any]:
     """A decoded customer as JSON types; absent numbers are None, times RFC 3339 in UTC. facts: how many to list, newest first."""
     from math import isnan
 
     from features.carry import BASE, FIRST, MEASURE, MONEY, NEWEST
     from features.catalog import CLOCKS, MEASURES, NAMES
-    from features.facts import KIND, KINDS, NONE, OFFSET, TIME, TOPICS, VALUE
+    from features.facts import NONE
     from proto.scores import BANDS
 
-    kinds = {code: name for name, code in KINDS.items()}
     rows = customer.facts[::-1][:facts].tolist()
     carry = customer.carry.tolist()
     vector = customer.vector.tolist()
@@ -96,16 +160,7 @@ def describe(customer: Customer, facts: int) -> dict[str, Any]:
         if scored
         else None,
         "features": {name: None if isnan(value) else value for name, value in zip(NAMES, vector, strict=True)},
-        "facts": [
-            {
-                "time": _utc(row[TIME]),
-                "kind": kinds[row[KIND]],
-                "value": None if row[VALUE] == NONE else row[VALUE],
-                "topic": TOPICS[row[KIND] >> 3],
-                "offset": row[OFFSET],
-            }
-            for row in rows
-        ],
+        "facts": [_listed(row) for row in rows],
         "totals": {
             "left_facts": carry[BASE],
             "money_minor": carry[MONEY],

@@ -69,11 +69,14 @@ def partition(settings: Settings, number: int, span: Span, stand: Offsets | None
     import time
 
     from streams.past import Past
+    from streams.silence import PERIODS
     from streams.skew import compare
 
     past = Past(settings)
     began = time.process_time()
-    found = compare(past.rerun(number, span, applied=stand), past.models.by_digest, past.rules, past.logged(number))
+    found = compare(
+        past.rerun(number, span, applied=stand), past.models.by_digest, past.rules, past.logged(number), PERIODS[settings.silence]
+    )
     used = time.process_time() - began
     past.close()
     return found, used

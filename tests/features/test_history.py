@@ -440,19 +440,22 @@ def test_last_scores_stay_with_their_customer() -> None:
     assert [x.tolist()[0] for x in histories.last_scores(["a"])[1:]] == [0, NONE]
     assert np.isnan(histories.last_scores(["a"])[0][0])
     scores = np.array([0.1, 0.2, 0.9], np.float32), np.array([1, 2, 3], np.uint8), np.array([5, 6, 7], np.int64)
-    noted = histories.note_scores(["a", "b", "a"], *scores)
-    assert [x.tolist() for x in noted] == [[0, 0, 1], [0, 0, 1], [1, 2, 3]]
+    sources = np.array([0, 2, 4]), np.array([17, 5, 300])
+    noted = histories.note_scores(["a", "b", "a"], *scores, *sources)
+    assert [x.tolist() for x in noted] == [[0, 0, 1], [0, 0, 1], [-1, -1, 0], [-1, -1, 17], [1, 2, 3]]
     loaded = Histories()
     loaded.load(["a"], [histories.state("a")])
     for held in (histories, loaded):
         probability, band, at = held.last_scores(["a"])
         assert (probability[0], band[0], at[0]) == (np.float32(0.9), 3, 7)
-        assert decode(held.state("a")).alert_band == 3
+        one = decode(held.state("a"))
+        assert (one.alert_band, one.source, one.source_offset) == (3, 4, 300)
     floors = np.array([np.inf, -np.inf, 0.2, 0.5])
     lower = np.array([0.5, 0.49, 0.2, 0.19], np.float32), np.array([2, 2, 1, 1], np.uint8), np.arange(4)
-    noted = loaded.note_scores(["a"] * 4, *lower, floors)
-    assert [x.tolist() for x in noted] == [[3, 2, 2, 1], [3, 3, 2, 2], [3, 2, 2, 1]]  # 0.2 lies between float32 0.2 and the floor
-    loaded.restore_scores(["a", "a"], lower[0][:2], lower[1][:2], np.array([1, 3], np.uint8), np.arange(2))
+    noted = loaded.note_scores(["a"] * 4, *lower, np.arange(4), np.arange(4), floors)
+    assert [x.tolist() for x in noted[:2]] == [[3, 2, 2, 1], [3, 3, 2, 2]]
+    assert [x.tolist() for x in noted[2:]] == [[4, 0, 1, 2], [300, 0, 1, 2], [3, 2, 2, 1]]  # 0.2 lies between float32 0.2 and the floor
+    loaded.restore_scores(["a", "a"], lower[0][:2], lower[1][:2], np.array([1, 3], np.uint8), np.arange(2), np.arange(2), np.arange(2))
     assert decode(loaded.state("a")).alert_band == 3
     assert loaded.last_scores(["a"])[1].tolist() == [2]
     assert loaded.last_vectors(["a"]).tobytes() == histories.last_vectors(["a"]).tobytes()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -65,13 +66,15 @@ def customer(rng: np.random.Generator, length: int, *, base: int = 0, wild: bool
             int(rng.integers(0, 4)),
             int(rng.integers(INT64.min + 1, INT64.max)),
             int(rng.integers(0, 4)),
+            int(rng.integers(0, 5)),
+            int(rng.integers(0, INT64.max)),
         )
     else:
         facts = ordinary_facts(rng, length)
         vector = np.where(rng.random(N_FEATURES) < 0.5, rng.integers(0, 400, N_FEATURES), rng.lognormal(3, 2, N_FEATURES)).astype(
             np.float32
         )
-        score = (0.25, 1, int(facts[-1, TIME]) if length else 1_700_000_000_000, 2)
+        score = (0.25, 1, int(facts[-1, TIME]) if length else 1_700_000_000_000, 2, 1, 8_123)
     vector[rng.random(N_FEATURES) < 0.2] = 0.0
     vector[rng.random(N_FEATURES) < 0.2] = NAN
     carry = empty()
@@ -85,7 +88,7 @@ def customer(rng: np.random.Generator, length: int, *, base: int = 0, wild: bool
             carry[NEWEST:PROFILE_AT:3] = rng.choice([INT64.min, INT64.max, 0, -1], len(range(NEWEST, PROFILE_AT, 3)))
     if not scored:
         vector[:] = NAN
-        score = (float("nan"), 0, NONE, 0)
+        score = (float("nan"), 0, NONE, 0, -1, -1)
     return Customer(facts, carry, vector, *score)
 
 
@@ -116,7 +119,8 @@ def same(one: Customer, other: Customer) -> bool:
         and np.array_equal(one.carry, other.carry)
         and one.vector.tobytes() == other.vector.tobytes()
         and (one.probability == other.probability or (np.isnan(one.probability) and np.isnan(other.probability)))
-        and (one.band, one.score_at, one.alert_band) == (other.band, other.score_at, other.alert_band)
+        and (one.band, one.score_at, one.alert_band, one.source, one.source_offset)
+        == (other.band, other.score_at, other.alert_band, other.source, other.source_offset)
     )
 
 
@@ -147,7 +151,7 @@ def test_the_index_bits_above_the_kind_are_not_stored() -> None:
     one = customer(np.random.default_rng(1), 70)
     marked = one.facts.copy()
     marked[:, KIND] |= 0x1E0
-    assert encode(Customer(marked, one.carry, one.vector, one.probability, one.band, one.score_at, one.alert_band)) == encode(one)
+    assert encode(replace(one, facts=marked)) == encode(one)
 
 
 def test_facts_that_left_are_skipped_in_a_chunk_written_before() -> None:
@@ -156,7 +160,7 @@ def test_facts_that_left_are_skipped_in_a_chunk_written_before() -> None:
     before = encode(whole)
     for gone in (1, 63, 64, 65, 100, 127, 128, 191, 192, 199, 200):
         carry = customer(rng, 0, base=gone).carry
-        left = Customer(whole.facts[gone:], carry, whole.vector, whole.probability, whole.band, whole.score_at, whole.alert_band)
+        left = replace(whole, facts=whole.facts[gone:], carry=carry)
         main = encode(left).main
         chunks = before.chunks[gone // CHUNK :]
         assert same(decode(CustomerState(main, chunks)), left), gone
@@ -177,7 +181,7 @@ def test_no_customer_takes_more_than_the_largest_size_and_neighbours_are_left_al
         one.vector[:] = 0.5
         one.carry[BASE + 1 :] = np.where(np.arange(CARRY_WIDTH - 1) % 2, INT64.max, -INT64.max)
         out = np.full(MAX_MAIN_BYTES + 2 * guard, 0xA5, np.uint8)
-        end = encode_main(one.facts, 0, len(one.facts), one.carry, one.vector, one.probability, one.band, INT64.max, out, guard)
+        end = encode_main(one.facts, 0, len(one.facts), one.carry, one.vector, one.probability, one.band, INT64.max, -1, out, guard)
         assert end <= guard + MAX_MAIN_BYTES
         assert (out[:guard] == 0xA5).all()
         assert (out[end:] == 0xA5).all()
@@ -205,7 +209,7 @@ def test_the_size_is_what_was_aimed_at() -> None:
                     carry[MEASURE : MEASURE + 12] = rng.integers(0, 200_000, 12)
                     carry[NEWEST : NEWEST + 6] = 1_690_000_000_000 - rng.integers(0, 10**9, 6)
                     carry[FIRST : FIRST + 6] = 1_650_000_000_000 + rng.integers(0, 10**9, 6)
-                    one = Customer(one.facts, carry, one.vector, one.probability, one.band, one.score_at, one.alert_band)
+                    one = replace(one, carry=carry)
                 state = encode(one)
                 sizes.append(len(state.main) + sum(map(len, state.chunks)))
             assert np.mean(sizes) <= per_fact * length + 200 + 4 * N_FEATURES, (length, base)
@@ -440,7 +444,7 @@ def documented_facts(reader: Reader, count: int) -> list[list[int]]:
 
 def documented(state: CustomerState) -> Customer:
     main = Reader(state.main)
-    assert main.take(2) == 1
+    assert main.take(2) == 2
     closed, first = main.take(2), main.take(4)
     assert main.take(4) == documented_checksum(state.main[:8], state.main[12:])
     assert main.take(2) == int(LAYOUT_HASH[:4], 16)
@@ -457,11 +461,12 @@ def documented(state: CustomerState) -> Customer:
     assert len(state.chunks) == closed
     open_facts = documented_facts(main, count)
     facts += open_facts
-    probability, bands, score_at = float("nan"), 0, NONE
+    probability, bands, score_at, offset = float("nan"), 0, NONE, -1
     if flags & 2:
         probability = float(np.frombuffer(main.take(4).to_bytes(4, "little"), np.float32)[0])
         bands = main.take(1)
         score_at = _wrap(main.zigzag() + (open_facts[-1][0] if open_facts else 0))
+        offset = main.varint() if bands >> 4 else -1
     vector = np.full(N_FEATURES, NAN, np.float32)
     if flags & 4:
         codes = [main.take(1) for _ in range((N_FEATURES + 3) // 4)]
@@ -492,7 +497,8 @@ def documented(state: CustomerState) -> Customer:
                     origin = int(carry[column - FIRST + NEWEST])
                 carry[column] = _wrap(main.zigzag() + (0 if origin == NONE else origin))
     assert main.data == b""
-    return Customer(np.array(facts, np.int64).reshape(-1, WIDTH), carry, vector, probability, bands & 3, score_at, bands >> 2)
+    everything = np.array(facts, np.int64).reshape(-1, WIDTH)
+    return Customer(everything, carry, vector, probability, bands & 3, score_at, bands >> 2 & 3, (bands >> 4) - 1, offset)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -746,9 +746,10 @@ def test_a_probability_that_trembles_at_a_threshold_alerts_once() -> None:
     trembling = np.array([0.6 + random.uniform(-0.019, 0.019) for _ in range(1_000)], np.float32)
     band = np.where(trembling >= 0.6, 3, 2).astype(np.uint8)
     assert np.count_nonzero(np.diff(band)) > 300
-    noted = histories.note_scores(["a"] * 1_000, trembling, band, np.arange(1_000), floors((0.3, 0.6), 0.02))
+    places = np.arange(1_000)
+    noted = histories.note_scores(["a"] * 1_000, trembling, band, places, places % 4, places, floors((0.3, 0.6), 0.02))
     assert np.count_nonzero(noted.former_alert != noted.alert) == 2  # first medium, then high for good
-    noted = histories.note_scores(["a"] * 1_000, trembling, band, np.arange(1_000), floors((0.3, 0.6), 0.0))
+    noted = histories.note_scores(["a"] * 1_000, trembling, band, places, places % 4, places, floors((0.3, 0.6), 0.0))
     assert np.count_nonzero(noted.former_alert != noted.alert) > 300
 
 

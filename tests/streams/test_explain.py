@@ -17,6 +17,7 @@ from features.state import decode
 from proto.errors import BadUsage
 from scoring.fallback import Fallback
 from streams.explain import Explainer, Known
+from streams.scores import vector_hashes
 from tests.streams.test_rebuild import NOW_MS, PARTITION, Broker, Life, Shelf, decoder, scores
 from tests.streams.test_skew import NAMED, inputs, models
 
@@ -73,6 +74,36 @@ def test_a_customer_is_explained_as_of_any_time(past: tuple[Broker, MemoryStore,
         assert then["customer_id"] == score["customer_id"]
     with pytest.raises(BadUsage, match="no score at or before"):
         found.latest("c000", PARTITION, 1_000)
+
+
+def test_a_late_fact_corrects_what_was_known_then(past: tuple[Broker, MemoryStore, Shelf]) -> None:
+    """A late score supersedes the customer's last one, and the two views of an instant are those of an undisturbed pass."""
+    broker, store, shelf = past
+    found = explainer(broker, shelf, store)
+    emitted = scores(broker)
+    last: dict[str, dict[str, Any]] = {}
+    corrected = 0
+    for score in emitted:
+        former = last.get(score["customer_id"])
+        late = score["late"]
+        assert score["cause"] == ("late" if late else "event")
+        assert score["supersedes"] == (former["score_id"] if late and former is not None else None)
+        if late and former is not None and former["at"] == score["at"] and corrected < 8:
+            customer = score["customer_id"]
+            # Between the two the instant is the same, what is known is not.
+            then = found._known(former)
+            assert then is not None
+            assert vector_hashes(then[1][None])[0] == former["vector_hash"] != score["vector_hash"]
+            corrected += 1
+            latest = found.latest(customer, PARTITION, score["at"])
+            view = found.known_then(customer, PARTITION, score["at"])
+            assert vector_hashes(view.vector[None])[0] == latest["vector_hash"]
+        last[score["customer_id"]] = score
+    assert corrected > 3
+    for customer, score in last.items():
+        now = found.corrected(customer, PARTITION, score["at"])
+        past_only = Explainer(broker, NAMED, decoder(), shelf.by_digest, Fallback(0.5), 1).corrected(customer, PARTITION, score["at"])
+        assert vector_hashes(now.vector[None])[0] == vector_hashes(past_only.vector[None])[0]
 
 
 def test_an_altered_history_is_reported_and_the_feature_named(past: tuple[Broker, MemoryStore, Shelf]) -> None:

@@ -28,10 +28,11 @@ from proto.scores import BANDS
 from scoring.fallback import Fallback
 from streams.codec import Decoder, RawMessage
 from streams.engine import Engine, EngineSettings
-from streams.merge import Batch, Merge, Slice
+from streams.merge import Batch, Merge, Slice, Ticks
 from streams.metrics import Metrics, residue
 from streams.rebuild import Restorer, RestoreSettings
 from streams.scores import Model
+from streams.silence import stand
 from streams.snapshot import ABANDONED_S, Snapshots, Snapshotter, Writer, read, take
 
 NOW_MS = 1_750_000_000_000
@@ -226,16 +227,20 @@ class Life:
     snapshots: Snapshots | None = None
     incomplete: bool = False
     feature_log: bool = False
+    tick_ms: int = 0
+    now_ms: int = -1  # the broker's clock, where it is to move time on
 
     def __post_init__(self) -> None:
         self.emitted_before = self.broker.emitted()
-        settings = EngineSettings(self.random.choice([1, 100_000]), 3, feature_log=self.feature_log)
+        settings = EngineSettings(self.random.choice([1, 100_000]), 3, feature_log=self.feature_log, tick_ms=self.tick_ms)
         self.engine = Engine(settings, self.store, self.shelf, self.broker, lambda: next(self.clock), self.metrics)
         claim = self.engine.assign(PARTITION, self.nonce)
         self.restored = restorer(self).restore(claim)
         assert self.broker.reading == 0  # each would hold a consumer
         self.engine.restored(self.restored)
-        self.merge = Merge.of(self.restored)
+        counters = self.restored.counters
+        ticks = Ticks(self.tick_ms, stand(counters), counters.get("arrived_ms", 0)) if self.tick_ms else None
+        self.merge = Merge.of(self.restored, ticks)
         for buffer, topic in zip(self.merge.buffers, TOPICS, strict=True):
             low, high = self.broker.ends(topic, 0)
             buffer.reach(max(low, self.merge.applied[topic] + 1), high)
@@ -268,13 +273,15 @@ class Life:
     def step(self) -> Batch | None:
         """Handle one batch, when there is one."""
         self.fetch()
-        batch = self.merge.take(self.random.randint(1, 30))
+        batch = self.merge.take(self.random.randint(1, 30), now_ms=self.now_ms)
         if batch is not None:
             if self.random.random() < 0.1:
                 self.shelf.now = self.random.choice(list(self.shelf.known))
-            broken = self.engine.process([batch]).broken
-            if broken:
-                raise StateDamaged(f"{broken} have to be claimed again")
+            result = self.engine.process([batch])
+            if result.broken:
+                raise StateDamaged(f"{result.broken} have to be claimed again")
+            if PARTITION in result.ticks:
+                self.merge.ticked(result.ticks[PARTITION])
             self.order += zip(batch.topic.tolist(), batch.facts[:, OFFSET].tolist(), strict=True)
         return batch
 
@@ -351,6 +358,8 @@ def recomputed(inputs: list[list[Message]], order: Sequence[tuple[int, int]], to
                 np.array([record["probability"]], np.float32),
                 np.array([BANDS.index(record["band"])], np.uint8),
                 step.at,
+                records.facts[:, KIND] >> 3,
+                records.offset,
             )
     found = {}
     for name in sorted(histories):
