@@ -23,7 +23,10 @@ def prefetch(typing, array, row):  # type: ignore[no-untyped-def]  # numba count
         hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], _ir.FunctionType(_ir.VoidType(), [byte, word, word, word]))
         (stride, _) = _cgutils.unpack_tuple(builder, made.strides, 2)
         start = builder.gep(builder.bitcast(made.data, byte), [builder.mul(values[1], stride)])
-        with _cgutils.for_range_slice(builder, context.get_constant(types.intp, 0), stride, context.get_constant(types.intp, LINE)) as (at, _):
+        with _cgutils.for_range_slice(builder, context.get_constant(types.intp, 0), stride, context.get_constant(types.intp, LINE)) as (
+            at,
+            _,
+        ):
             builder.call(hint, [builder.gep(start, [at]), word(0), word(3), word(1)])
         return context.get_dummy_value()
 

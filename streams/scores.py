@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -13,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from features.blake2b import blake2b_rows
 from features.catalog import LAYOUT_HASH
 from features.facts import TIME, TOPICS
-from features.written import DIGEST_BYTES, Field, Pieces, fill
+from features.written import Field, Pieces, fill
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
 from streams.merge import Batch
@@ -95,16 +95,9 @@ def together(pieces: Sequence[Scored]) -> Scored:
     return Scored(**columns)
 
 
-def _digests(vectors: FloatArray) -> ByteArray:
-    data = np.ascontiguousarray(vectors, "<f4").tobytes()
-    width = vectors.shape[1] * 4
-    found = b"".join([blake2b(data[start : start + width], digest_size=DIGEST_BYTES).digest() for start in range(0, len(data), width)])
-    return np.frombuffer(found, np.uint8).reshape(len(vectors), DIGEST_BYTES)
-
-
 def vector_hashes(vectors: FloatArray) -> list[str]:
     """blake2b-128 of each row's float32 little-endian bytes, in hex."""
-    return [digest.tobytes().hex() for digest in _digests(vectors)]
+    return [digest.tobytes().hex() for digest in blake2b_rows(vectors)]
 
 
 _FIELD: Final = b"\0"
@@ -155,7 +148,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
         pieces.array(text(scored.probability.astype(np.float64).tolist()), count),
         pieces.choice(_BAND_BYTES, scored.band),
         pieces.choice(_BAND_BYTES, scored.alert),
-        _digests(scored.vectors),
+        blake2b_rows(scored.vectors),
         pieces.choice(_BOOL_BYTES, scored.late.view(np.uint8)),
         pieces.choice(_BOOL_BYTES, (scored.band == _UNKNOWN).view(np.uint8)),
         pieces.each(scored.reasons),
