@@ -1,9 +1,11 @@
 """One worker against a backlog: scores per second, CPU seconds by part and by process, bytes per customer.
 
-    python -m bench.backlog [--events 600000] [--trees 200] [--depth 6] [--delivery exactly_once | both] [--json]
+    python -m bench.backlog [--events 600000] [--trees 200] [--depth 6] [--not-low 0.21]
+        [--delivery exactly_once | both] [--json]
 
 Kafka, Redis and the worker share the machine. The model is as large as the peers' (200 trees of depth 6), trained on vectors of a
-stream like the measured one; its probabilities mean nothing. The rate counts from the broker's clock on the score topic, from the
+stream like the measured one; its probabilities mean nothing. `--not-low` is the share of vectors above its medium threshold; those and
+those that moved to another band carry reasons (`share_explained`). The rate counts from the broker's clock on the score topic, from the
 score at 10 % of the backlog on, so that start and warm-up are outside. With `--delivery both` the same backlog is measured in both
 modes, one after the other, and `exactly_once_share` is the rate of exactly_once by that of at_least_once.
 """
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bench.generate import generate
-from bench.model import publish_model
+from bench.model import NOT_LOW, publish_model
 from streams.settings import load
 from streams.stack import from_settings, up
 from streams.topics import client_config, producer_config
@@ -61,7 +63,7 @@ def append_times(client: dict[str, Any], topic: str, expected: int, timeout_s: f
     return np.sort(np.array(times, np.int64)), bands, explained
 
 
-def measure(events: int, customers: int, trees: int, depth: int, delivery: str) -> dict[str, Any]:
+def measure(events: int, customers: int, trees: int, depth: int, not_low: float, delivery: str) -> dict[str, Any]:
     """The whole run; the figures as one flat object."""
     from features.redis_store import RedisStore, redis_bytes
 
@@ -73,7 +75,7 @@ def measure(events: int, customers: int, trees: int, depth: int, delivery: str) 
         own = trial.settings
         trial.command("topics", "create", "--json")
         generate(events, customers=customers, seed=7, prefix=own.topic_prefix, config=producer_config(own))
-        digest = publish_model(own, trees=trees, depth=depth)
+        digest = publish_model(own, trees=trees, depth=depth, not_low=not_low)
         before = {name: cpu_seconds(pid) for name, pid in servers.items()}
         with tempfile.TemporaryDirectory() as scratch:
             process = trial.start(Path(scratch) / "worker.log", "--until-idle", "2")
@@ -116,9 +118,9 @@ def measure(events: int, customers: int, trees: int, depth: int, delivery: str) 
     }
 
 
-def both(events: int, customers: int, trees: int, depth: int) -> dict[str, Any]:
+def both(events: int, customers: int, trees: int, depth: int, not_low: float) -> dict[str, Any]:
     """At least once, exactly once, and what the second costs."""
-    one, two = (measure(events, customers, trees, depth, delivery) for delivery in ("at_least_once", "exactly_once"))
+    one, two = (measure(events, customers, trees, depth, not_low, delivery) for delivery in ("at_least_once", "exactly_once"))
     names = ("scores_per_second", "events_per_cpu_second", "worker_cpu_seconds_per_million")
     return {
         "exactly_once_share": round(two["scores_per_second"] / one["scores_per_second"], 3),
@@ -137,10 +139,11 @@ def main() -> None:
     parser.add_argument("--customers", type=int, default=20_000)
     parser.add_argument("--trees", type=int, default=200)
     parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--not-low", type=float, default=NOT_LOW, help="share of vectors above the medium threshold")
     parser.add_argument("--delivery", choices=("at_least_once", "exactly_once", "both"), default="at_least_once")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line (always so)")
     arguments = parser.parse_args()
-    size = (arguments.events, arguments.customers, arguments.trees, arguments.depth)
+    size = (arguments.events, arguments.customers, arguments.trees, arguments.depth, arguments.not_low)
     figures = both(*size) if arguments.delivery == "both" else measure(*size, arguments.delivery)
     for name, value in figures.items():
         print(f"{name}: {value}", file=sys.stderr)

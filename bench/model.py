@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from models.session import Session
 
 SAMPLE: Final = 60_000
-NOT_LOW: Final = 0.25
-"""Share of the sample's rows above the medium threshold: these get reasons."""
+CHUNK: Final = 1 << 15
+NOT_LOW: Final = 0.21
+"""Share of the sample's rows above the medium threshold: these get reasons, and those that moved to another band."""
 
 
 def vectors(settings: Settings, count: int = SAMPLE) -> npt.NDArray[np.float32]:
-    """Vectors of about the first `count` events on the input topics, in event-time order."""
+    """About `count` vectors from all over the events on the input topics, stepped in event-time order.
+
+    Not of the first events: windows are still filling there, and a threshold fitted to those says little about the others.
+    """
     from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
     decoder = Decoder(
@@ -42,18 +46,20 @@ def vectors(settings: Settings, count: int = SAMPLE) -> npt.NDArray[np.float32]:
     try:
         names = [settings.prefixed(topic) for topic in TOPICS]
         consumer.assign([TopicPartition(name, number, OFFSET_BEGINNING) for name in names for number in range(settings.partitions)])
-        read = 0
-        while read < 4 * count and (messages := consumer.consume(5_000, 2.0)):
+        while messages := consumer.consume(5_000, 2.0):
             for message in messages:
                 found.setdefault((message.topic() or "", message.partition() or 0), []).append(message)
-            read += len(messages)
     finally:
         consumer.close()
     parts = [decoder.decode(names.index(name), partition, messages) for (name, partition), messages in found.items()]
     facts = np.concatenate([part.facts[part.reason == 0] for part in parts])
     customers = [name for part in parts for name, reason in zip(part.customer, part.reason.tolist(), strict=True) if not reason]
-    order = np.argsort(facts[:, TIME], kind="stable")[:count]
-    return Histories(create=True).step([customers[i] for i in order.tolist()], facts[order]).vectors
+    order, histories = np.argsort(facts[:, TIME], kind="stable"), Histories(create=True)
+    pieces, stride = [], max(1, len(order) // count)
+    for first in range(0, len(order), CHUNK):
+        these = order[first : first + CHUNK]
+        pieces.append(histories.step([customers[i] for i in these.tolist()], facts[these]).vectors[::stride].copy())
+    return np.concatenate(pieces)
 
 
 def labels(x: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
@@ -132,6 +138,6 @@ def fit(
     return Fitted(manifest, pack(manifest, onnx, tables), session)
 
 
-def publish_model(settings: Settings, *, trees: int, depth: int) -> str:
-    """Fit on about the first events of the input topics and publish as champion; returns the digest."""
-    return fit(vectors(settings), trees=trees, depth=depth).publish(settings)
+def publish_model(settings: Settings, *, trees: int, depth: int, not_low: float = NOT_LOW) -> str:
+    """Fit on events of the input topics and publish as champion; returns the digest."""
+    return fit(vectors(settings), trees=trees, depth=depth, not_low=not_low).publish(settings)

@@ -33,7 +33,8 @@ from features.carry import BASE, CARRY_WIDTH, MONEY
 from features.catalog import N_FEATURES
 from features.compiled import kernel, types
 from features.facts import DAY_MS, ID, KIND, MAX_SUM_MINOR, NONE, OFFSET, PROFILE, TIME, VALUE, WIDTH, D
-from features.index import find, put, remove
+from features.index import find, home, put, remove
+from features.prefetch import prefetch
 from features.state import (
     ALERT_SHIFT,
     BAND_MASK,
@@ -84,6 +85,8 @@ IDS: Final = OWNERS - 1
 ENTRIES_OF_A_FACT: Final = MAX_ATTRIBUTES_OF_A_FACT + 1
 """At most so many entries of the index come with one fact."""
 NEVER: Final = 2**63 - 1
+AHEAD: Final = 3
+"""So many facts before its turn a fact's memory is fetched; that of its slot twice as many."""
 _MIN_SLACK: Final = 4
 _RANGE: Final = MAX_SUM_MINOR
 
@@ -285,6 +288,30 @@ def _same(t: Table, s: int, batch: IntArray, j: int, time: int) -> bool:
     return column > D
 
 
+@kernel(_VOID(_TABLE, _INT))
+def _expect(t: Table, s: int) -> None:
+    """Slot s comes soon: a table of many customers is larger than any cache."""
+    prefetch(t.places, s)
+    prefetch(t.totals, s)
+    prefetch(t.carry, s)
+    prefetch(t.vectors, s)
+
+
+@kernel(_VOID(_TABLE, _INT, _I2, _INT))
+def _expect_fact(t: Table, s: int, batch: IntArray, j: int) -> None:
+    """Fact j of the batch comes soon, to slot s, whose place is in the cache by now."""
+    kind = batch[j, KIND]
+    prefetch(t.entries, home(t.entries, s * OWNERS + IDS, batch[j, ID]))
+    for k in range(ATTRIBUTES_OF_AT[kind], ATTRIBUTES_OF_AT[kind + 1]):
+        value = attribute_value(batch, j, ATTRIBUTES_OF[k])
+        prefetch(t.entries, home(t.entries, s * OWNERS + ATTRIBUTES_OF[k], value))
+    rows = t.facts.shape[0] - 1
+    prefetch(t.facts, min(t.places[s, END], rows))
+    for window in range(BOUNDED):
+        if t.places[s, DUE + window] <= batch[j, TIME]:
+            prefetch(t.facts, min(t.places[s, TAIL + window], rows))
+
+
 @kernel(_INT(_TABLE, _I1, _I2, _B1, _INT, _U1, _I1, _B1, _I1, _F2))
 def step(
     t: Table,
@@ -303,8 +330,15 @@ def step(
     Returns the number of scored facts. The caller has made room for all of it.
     """
     scored = 0
-    for j in range(slots.shape[0]):
+    n = slots.shape[0]
+    for j in range(min(2 * AHEAD, n)):
+        _expect(t, slots[j])
+    for j in range(n):
         s = slots[j]
+        if j + 2 * AHEAD < n:
+            _expect(t, slots[j + 2 * AHEAD])
+        if j + AHEAD < n:
+            _expect_fact(t, slots[j + AHEAD], batch, j + AHEAD)
         late[j] = False
         if skip[j]:
             at[j] = NONE

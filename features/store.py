@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from features.catalog import LAYOUT_HASH
 from proto.errors import ChainBroken, Fenced, InvariantBroken, StateDamaged, StoreWentBack
@@ -99,8 +99,7 @@ class CustomerState:
     chunks: tuple[bytes, ...]  # closed chunks, oldest first
 
 
-@dataclass(frozen=True, slots=True)
-class CustomerWrite:
+class CustomerWrite(NamedTuple):
     """Changes of one customer: `main` always, closed chunks by number when changed, numbers of chunks that left.
 
     new: nothing of the customer is stored yet, so apply adds it to the known customers (`restore` sees for itself).

@@ -1,7 +1,7 @@
 """Why this score: what each feature contributes to the margin, and the strongest ones in business words.
 
-Contributions + bias = margin, where probability = 1 / (1 + exp(-margin)). They are exact Shapley values (scoring/treeshap.py) where the
-tables of the model fit into memory. For larger models they are Saabas': walking a row down a tree, every step changes what the tree
+Contributions + bias = margin, where probability = 1 / (1 + exp(-margin)). They are exact Shapley values (scoring/treeshap.py) where no
+path of the model asks too many features. For others they are Saabas': walking a row down a tree, every step changes what the tree
 expects; the change is credited to the feature that was asked.
 Source: Saabas (2014), Interpreting random forests; XGBoost calls it `approx_contribs`.
 """
@@ -20,7 +20,7 @@ from features.compiled import kernel
 from models.artifact import Artifact
 from models.graph import Forest
 from scoring.trees import siblings_together
-from scoring.treeshap import MAX_BYTES, TreeShap, table_bytes
+from scoring.treeshap import MOST_POINTS, TreeShap, points_of
 from scoring.wording import DECIMALS, Form, Wording, Words, strongest
 
 Vectors = npt.NDArray[np.float32]
@@ -96,17 +96,17 @@ class _Saabas:
 
 
 class Reasons:
-    """Contributions and reason texts of one model. max_bytes: bound of the tables of exact ones, beyond it they are Saabas'."""
+    """Contributions and reason texts of one model. most_points: bound of what exact ones may take, beyond it they are Saabas'."""
 
     method: Literal["treeshap", "saabas"]
 
-    def __init__(self, artifact: Artifact, *, money: "Money | None" = None, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, artifact: Artifact, *, money: "Money | None" = None, most_points: int = MOST_POINTS) -> None:
         forest, share = artifact.forest, artifact.tables.share
         expected = expected_values(forest, share)
         self.bias = float(expected[forest.root].sum() + forest.base)
         self._of: TreeShap | _Saabas
-        if table_bytes(forest) <= max_bytes:
-            self.method, self._of = "treeshap", TreeShap(forest, share)
+        if points_of(forest) <= most_points:
+            self.method, self._of = "treeshap", TreeShap(forest, share, len(CATALOG))
         else:
             self.method, self._of = "saabas", _Saabas(forest, expected)
         money = money or Money()

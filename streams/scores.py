@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -13,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from features.blake2b import blake2b_rows
 from features.catalog import LAYOUT_HASH
 from features.facts import SILENCE, SOURCES, TIME, TOPICS
-from features.written import DIGEST_BYTES, Field, Pieces, fill
+from features.written import Field, Pieces, fill
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
 from streams.merge import Batch
@@ -97,16 +97,9 @@ def together(pieces: Sequence[Scored]) -> Scored:
     return Scored(**columns)
 
 
-def _digests(vectors: FloatArray) -> ByteArray:
-    data = np.ascontiguousarray(vectors, "<f4").tobytes()
-    width = vectors.shape[1] * 4
-    found = b"".join([blake2b(data[start : start + width], digest_size=DIGEST_BYTES).digest() for start in range(0, len(data), width)])
-    return np.frombuffer(found, np.uint8).reshape(len(vectors), DIGEST_BYTES)
-
-
 def vector_hashes(vectors: FloatArray) -> list[str]:
     """blake2b-128 of each row's float32 little-endian bytes, in hex."""
-    return [digest.tobytes().hex() for digest in _digests(vectors)]
+    return [digest.tobytes().hex() for digest in blake2b_rows(vectors)]
 
 
 _FIELD: Final = b"\0"
@@ -158,7 +151,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
         pieces.array(text(scored.probability.astype(np.float64).tolist()), count),
         pieces.choice(_BAND_BYTES, scored.band),
         pieces.choice(_BAND_BYTES, scored.alert),
-        _digests(scored.vectors),
+        blake2b_rows(scored.vectors),
         pieces.choice(_CAUSE_BYTES, np.where(batch.topic[rows] == SILENCE, 2, scored.late)),
         pieces.choice(_BOOL_BYTES, scored.late.view(np.uint8)),
         pieces.choice(_BOOL_BYTES, (scored.band == _UNKNOWN).view(np.uint8)),
@@ -168,9 +161,7 @@ def score_records(batch: Batch, model: Model, scored_at_ms: int, scored: Scored)
         offset,
         *batch.cuts()[rows].T,
     ]
-    together, ends = fill(shape.split(_FIELD), fields, pieces.joined(), count)
-    starts = [0, *ends]
-    return [{"key": customer, "value": together[start:end]} for customer, start, end in zip(scored.customers, starts, ends, strict=False)]
+    return _records(shape, fields, pieces, scored.customers)
 
 
 def _superseded(pieces: Pieces, partition: int, scored: Scored) -> Field:
@@ -189,40 +180,57 @@ def crossed(former: ByteArray, alert: ByteArray) -> npt.NDArray[np.bool_]:
     return alerts
 
 
+_ALERT: Final = (
+    b'{"schema_version":%d,"alert_id":"\0-%d-\0","customer_id":\0,"event_id":\0,"event_time":\0,"at":\0,"scored_at":%d,"from_band":"\0",'
+    b'"to_band":"\0","probability":\0,"thresholds":%b,"hysteresis":%b,"threshold_version":%b,"model_name":%b,"model_version":%b,'
+    b'"model_digest":%b,"source":{"topic":"\0","partition":%d,"offset":\0},"cut":{%b}}'
+)
+"""An alert likewise."""
+
+
 def alert_records(batch: Batch, model: Model, hysteresis: float, scored_at_ms: int, scored: Scored) -> list[dict[str, Any]]:
     """The alerts among the scores of a batch, as {"key", "value"} in merge order; a pure function of its arguments."""
-    former, alert = scored.former_alert, scored.alert
-    rows = np.flatnonzero(crossed(former, alert))
-    if not len(rows):
+    alerts = np.flatnonzero(crossed(scored.former_alert, scored.alert))
+    count = len(alerts)
+    if not count:
         return []
-    cuts = batch.cuts()
-    edges = dict(zip(BANDS[_LOW + 1 :], model.edges, strict=False))
-    records = []
-    for i in rows.tolist():
-        row = int(scored.rows[i])
-        source = {"topic": SOURCES[int(batch.topic[row])], "partition": batch.partition, "offset": int(batch.offset[row])}
-        body = {
-            "schema_version": SCHEMA_VERSION,
-            "alert_id": f"{source['topic']}-{source['partition']}-{source['offset']}",
-            "customer_id": scored.customers[i],
-            "event_id": batch.event_id[row],
-            "event_time": int(batch.facts[row, TIME]),
-            "at": int(scored.at[i]),
-            "scored_at": scored_at_ms,
-            "from_band": BANDS[former[i]],
-            "to_band": BANDS[alert[i]],
-            "probability": float(scored.probability[i]),
-            "thresholds": edges,
-            "hysteresis": hysteresis,
-            "threshold_version": model.threshold_version,
-            "model_name": model.name,
-            "model_version": model.version,
-            "model_digest": model.digest,
-            "source": source,
-            "cut": dict(zip(TOPICS, cuts[row].tolist(), strict=True)),
-        }
-        records.append({"key": scored.customers[i], "value": msgspec.json.encode(body)})
-    return records
+    text, rows, picks = msgspec.json.encode, scored.rows[alerts], alerts.tolist()
+    shape = _ALERT % (
+        SCHEMA_VERSION,
+        batch.partition,
+        scored_at_ms,
+        text(dict(zip(BANDS[_LOW + 1 :], model.edges, strict=False))),
+        text(hysteresis),
+        text(model.threshold_version),
+        text(model.name),
+        text(model.version),
+        text(model.digest),
+        batch.partition,
+        _CUT,
+    )
+    customers = [scored.customers[i] for i in picks]
+    pieces = Pieces()
+    topic, offset = pieces.choice(_TOPIC_BYTES, batch.topic[rows]), batch.offset[rows]
+    fields: list[Field] = [
+        topic,
+        offset,
+        pieces.array(text(customers), count),
+        pieces.array(text([batch.event_id[row] for row in rows.tolist()]), count),
+        batch.facts[rows, TIME],
+        scored.at[alerts],
+        pieces.choice(_BAND_BYTES, scored.former_alert[alerts]),
+        pieces.choice(_BAND_BYTES, scored.alert[alerts]),
+        pieces.array(text(scored.probability[alerts].astype(np.float64).tolist()), count),
+        topic,
+        offset,
+        *batch.cuts()[rows].T,
+    ]
+    return _records(shape, fields, pieces, customers)
+
+
+def _records(shape: bytes, fields: Sequence[Field], pieces: Pieces, keys: Sequence[str]) -> list[dict[str, Any]]:
+    together, ends = fill(shape.split(_FIELD), fields, pieces.joined(), len(keys))
+    return [{"key": key, "value": together[start:end]} for key, start, end in zip(keys, [0, *ends], ends, strict=False)]
 
 
 def dead_letter_record(batch: Batch, row: int, reason: Reason, cut: Sequence[int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from models.calibrate import sigmoid
 from scoring.bands import HIGH, LOW, MEDIUM, UNKNOWN
 from scoring.reasons import Money, Reasons, expected_values
 from scoring.scorer import Scorer
-from scoring.treeshap import MAX_BYTES
+from scoring.treeshap import MOST_POINTS
 from scoring.wording import strongest
 
 GBP = Money("GBP", 2)
@@ -27,10 +27,10 @@ def test_contributions_and_bias_add_up_to_the_margin() -> None:
     assert np.abs(sigmoid(margin) - score).max() < 1e-6
 
 
-@pytest.mark.parametrize(("max_bytes", "method"), [(MAX_BYTES, "treeshap"), (0, "saabas")])
-def test_contributions_are_those_of_xgboost_before_folding(max_bytes: int, method: str) -> None:
+@pytest.mark.parametrize(("most_points", "method"), [(MOST_POINTS, "treeshap"), (0, "saabas")])
+def test_contributions_are_those_of_xgboost_before_folding(most_points: int, method: str) -> None:
     model = small()
-    reasons = Reasons(unpack(model.envelope), max_bytes=max_bytes)
+    reasons = Reasons(unpack(model.envelope), most_points=most_points)
     assert reasons.method == method
     found = reasons.contributions(model.x) / PLATT.a
     matrix = xgboost.DMatrix(model.x[:, model.columns])

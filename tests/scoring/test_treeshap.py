@@ -30,11 +30,11 @@ def fitted(depth: int, trees: int, **parameters: Any) -> tuple[Forest, npt.NDArr
 
 @pytest.mark.parametrize(
     ("depth", "parameters"),
-    [(1, {}), (2, {}), (3, {}), (4, {}), (6, {}), (7, {}), (0, {"max_leaves": 20, "grow_policy": "lossguide"}), (6, {"gamma": 2.0})],
+    [(1, {}), (2, {}), (3, {}), (4, {}), (6, {}), (8, {}), (0, {"max_leaves": 20, "grow_policy": "lossguide"}), (6, {"gamma": 2.0})],
 )
 def test_contributions_are_those_of_xgboost(depth: int, parameters: dict[str, Any]) -> None:
     forest, share, booster, x = fitted(depth, 30, **parameters)
-    found = TreeShap(forest, share).contributions(x)
+    found = TreeShap(forest, share, N_FEATURES).contributions(x)
     theirs = booster.predict(xgboost.DMatrix(x), pred_contribs=True)
     assert np.abs(theirs[:, :-1]).max() > 0.3
     assert np.abs(found - theirs[:, :-1]).max() < TOLERANCE
@@ -45,7 +45,7 @@ def test_a_wrong_share_is_seen() -> None:
     wrong = share.copy()
     wrong[forest.root[0]] = 1 - wrong[forest.root[0]]
     theirs = booster.predict(xgboost.DMatrix(x), pred_contribs=True)
-    assert np.abs(TreeShap(forest, wrong).contributions(x) - theirs[:, :-1]).max() > TOLERANCE
+    assert np.abs(TreeShap(forest, wrong, N_FEATURES).contributions(x) - theirs[:, :-1]).max() > TOLERANCE
 
 
 def answer(forest: Forest, share: npt.NDArray[np.float64], node: int, row: npt.NDArray[np.float32], known: frozenset[int]) -> float:
@@ -64,7 +64,7 @@ def answer(forest: Forest, share: npt.NDArray[np.float64], node: int, row: npt.N
 
 def test_contributions_are_those_of_the_definition() -> None:
     forest, share, _, x = fitted(4, 3)
-    found = TreeShap(forest, share).contributions(x[:20])
+    found = TreeShap(forest, share, N_FEATURES).contributions(x[:20])
     for row, contributions in zip(x[:20], found, strict=True):
         expected = np.zeros(N_FEATURES)
         for first, last in zip(forest.root, [*forest.root[1:], forest.n_nodes], strict=True):
@@ -82,7 +82,7 @@ def test_contributions_are_those_of_the_definition() -> None:
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
     forest, share, _, x = fitted(6, 20)
-    shap = TreeShap(forest, share)
+    shap = TreeShap(forest, share, N_FEATURES)
     whole = shap.contributions(x[: 2 * ROWS + 7])
     for first, size in ((0, 1), (5, 3), (ROWS - 1, 2), (17, ROWS + 1)):
         np.testing.assert_array_equal(shap.contributions(x[first : first + size]), whole[first : first + size])
