@@ -2,7 +2,7 @@
 
     python -m bench.drift_causes [--quick] [--fault shuffled] --json
 
-A population (models.population) lives for 104 days; the drift baseline is fitted on days 40 to 80, the detectors run from there. On day 90
+A population (models.population) lives for 164 days; the drift baseline is fitted on days 100 to 140, the detectors run from there. On day 150
 something is planted: by the population's own knobs (covariate, outage, unit), or in its events. Judged is the first page after it: nature,
 topic, kind or field, and segment of its first cause. --fault shuffled judges each plant by another one's truth: the check must then fail.
 """
@@ -15,18 +15,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from drift.baseline import Baseline, fit
-from drift.cause import KINDS_OF, Cause, explain, pages
+from drift.cause import Cause, explain, pages
 from drift.monitor import Monitor
-from drift.quality import Counters, Normal, Vocabulary, Watch, count, normal
-from drift.series import ALL, Series, Tally, edges_of
-from features.catalog import CATALOG
+from drift.quality import Normal, Vocabulary, Watch, normal
+from drift.series import ALL, Tally, edges_of
+from drift.sources import FEATURES, WATCHED
 from features.facts import ID, KIND, KINDS, LEVEL, NONE, OFFSET, TIME, TOPICS, VALUE, WIDTH, A, B, C, D, pack_profile, pack_ticket
 from features.history import Histories
 from features.window import DAY_MS, HOUR_MS
@@ -35,7 +35,8 @@ from models.behaviour import ABSENT, BROKEN_MS, TEXTS
 from models.population import SEGMENTS, Drift, Process, Scenario
 
 Ints = npt.NDArray[np.int64]
-FIRST, FITTED, PLANT, LAST = 40, 80, 90, 104
+FIRST, FITTED, PLANT, LAST = 100, 140, 150, 164
+"""From day 100 on every window of 90 days is full of what the population does, not of how it began."""
 CUSTOMERS: Final = 4_096
 OK, BROKEN, TWICE = range(3)
 COLUMN_OF: Final = (
@@ -88,7 +89,8 @@ def stream(scenario: Scenario) -> tuple[Stream, Ints]:
             facts[:, LEVEL] = [pack_ticket(p + 1, x if x > 0 else None, y if y >= 0 else None) for p, x, y in grades]
         if t == 3:
             facts[:, LEVEL] = [
-                pack_profile(end if end > 0 else None, bool(ok)) for end, ok in zip(c["contract_end"].tolist(), c["consent"].tolist(), strict=True)
+                pack_profile(end if end > 0 else None, bool(ok))
+                for end, ok in zip(c["contract_end"].tolist(), c["consent"].tolist(), strict=True)
             ]
         repeated = np.ones(n, np.bool_)
         repeated[np.unique(c["number"], return_index=True)[1]] = False
@@ -107,7 +109,6 @@ class World:
 
     scenario: Scenario
     segment: Ints
-    before: Stream
     after: Stream
     baseline: Baseline
     normal: Normal
@@ -115,7 +116,6 @@ class World:
     monitor_state: dict[str, Any]
     watch: Watch
     early_pages: int
-    series: tuple[Series, ...] = field(default_factory=tuple)
 
 
 def day_of(scenario: Scenario, day: float) -> int:
@@ -127,7 +127,7 @@ def step(histories: Histories, part: Stream) -> tuple[Ints, npt.NDArray[np.float
     """The vectors of a stretch: at, vectors, customers."""
     good = np.flatnonzero(part.status == OK)
     found = histories.step([str(n) for n in part.who[good].tolist()], part.facts[good])
-    return found.at[found.rows], found.vectors, part.who[good][found.rows]
+    return found.at[found.rows], found.vectors[:, WATCHED], part.who[good][found.rows]
 
 
 def raw(part: Stream, segment: Ints, watch: Watch) -> None:
@@ -149,9 +149,9 @@ def cut(whole: Stream, scenario: Scenario, first: float, last: float) -> Stream:
 
 
 def world(seed: int, drift: str | None = None) -> World:
-    """Simulate, fit on days 40 to 80, watch until day 90. drift: a knob of the population, turned on day 90."""
+    """Simulate, fit on days 100 to 140, watch until day 150. drift: a knob of the population, turned then."""
     planted = None if drift is None else Drift(drift, PLANT)  # type: ignore[arg-type]  # one of its kinds
-    scenario = Scenario(CUSTOMERS, 4, seed, process=Process(base=4e-4), drift=planted)
+    scenario = Scenario(CUSTOMERS, 6, seed, process=Process(base=4e-4, price_rise_cost=0), drift=planted)
     whole, segment = stream(scenario)
     histories = Histories(create=True, max_facts=2**40)
     step(histories, cut(whole, scenario, 0, FIRST))
@@ -159,16 +159,12 @@ def world(seed: int, drift: str | None = None) -> World:
     at, vectors, who = step(histories, quiet)
     edges = edges_of(vectors)
     tally = Tally.of(edges, len(SEGMENTS), HOUR_MS)
-    tally.add(at, vectors, segment[who])
+    tally.add(at, vectors, segment[who], who)
     slots = [one for one in tally.close(2**62) if one[0] >= day_of(scenario, FIRST)]
-    series = tuple(Series(f.name, "feature", f.source, KINDS_OF[f.name]) for f in CATALOG)
-    base = fit(series, SEGMENTS, edges, np.array([s for s, _ in slots]), np.array([c for _, c in slots]))
+    base = fit(FEATURES, SEGMENTS, edges, np.array([s for s, _ in slots]), np.array([c for _, c in slots]))
 
     words = Vocabulary.of(quiet.facts[quiet.status == OK])
-    blank = Normal(
-        base.block_ms, np.zeros((7 * DAY_MS // base.block_ms, 32, 4)), np.zeros((32, 4)), Counters.zero(3), np.zeros(4), words, SEGMENTS
-    )
-    counting = Watch(blank)
+    counting = Watch(Normal.blank(base.block_ms, words, SEGMENTS))
     raw(quiet, segment, counting)
     first = day_of(scenario, FIRST)
     blocks = [(b * base.block_ms + 3 * DAY_MS, c) for b, c in sorted(counting.blocks.items()) if b * base.block_ms + 3 * DAY_MS >= first]
@@ -181,9 +177,7 @@ def world(seed: int, drift: str | None = None) -> World:
     monitor, watch = Monitor(base), Watch(usual)
     calm = cut(whole, scenario, FITTED, PLANT)
     alarms = [causes for _, causes in run(calm, scenario, (FITTED, PLANT), segment, histories, monitor, watch)]
-    return World(
-        scenario, segment, whole.pick(slice(0, 0)), cut(whole, scenario, PLANT, LAST), base, usual, histories, monitor.state(), watch, len(alarms), series
-    )
+    return World(scenario, segment, cut(whole, scenario, PLANT, LAST), base, usual, histories, monitor.state(), watch, len(alarms))
 
 
 def run(
@@ -197,7 +191,7 @@ def run(
         these = part.pick((part.arrived >= until - block_ms) & (part.arrived < until))
         raw(these, segment, watch)
         at, vectors, who = step(histories, these)
-        tally.add(at, vectors, segment[who])
+        tally.add(at, vectors, segment[who], who)
         findings = [f for start, counts in tally.close(until) if start >= monitor.reached_ms for f in monitor.update(start, counts)]
         faults = watch.judge(until)
         if pages(findings, faults):
@@ -210,7 +204,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """Something that happens from day 90 on, and what an alarm should say about it. what: kinds or fields, any of which is right."""
+    """Something that happens from day 150 on, and what an alarm should say about it. what: kinds or fields, any of which is right."""
 
     name: str
     nature: str
@@ -348,11 +342,15 @@ def angrier(part: Stream, _: Ints, __: np.random.Generator) -> Stream:
     which = _kind(part, "satisfaction")
     level = part.facts[which, LEVEL]
     csat, nps = level >> 8 & 255, level & 255
-    part.facts[which, LEVEL] = level >> 16 << 16 | np.where(csat > 0, np.maximum(csat - 2, 1), 0) << 8 | np.where(nps > 0, np.maximum(nps - 4, 1), 0)
+    part.facts[which, LEVEL] = (
+        level >> 16 << 16 | np.where(csat > 0, np.maximum(csat - 2, 1), 0) << 8 | np.where(nps > 0, np.maximum(nps - 4, 1), 0)
+    )
     return part
 
 
-def _plant(name: str, nature: str, t: int, what: Sequence[str], segment: str, change: Callable[..., Stream], knob: str | None = None) -> Plant:
+def _plant(
+    name: str, nature: str, t: int, what: Sequence[str], segment: str, change: Callable[..., Stream], knob: str | None = None
+) -> Plant:
     return Plant(name, nature, TOPICS[t], frozenset(what), segment, change, knob)
 
 
@@ -380,10 +378,14 @@ PLANTS: Final = (
     _plant("consumers use half", H_, 1, ANY_LOGIN, "consumer", gone(ANY_LOGIN, 0.5, "consumer")),
     _plant("enterprises use twice", H_, 1, ANY_LOGIN, "enterprise", more(ANY_LOGIN, 2, "enterprise")),
     _plant("payments fail", H_, 0, ("failed_payment", "payment"), ALL, turned("payment", "failed_payment", 0.3)),
-    _plant("payments of consumers fail", H_, 0, ("failed_payment", "payment"), "consumer", turned("payment", "failed_payment", 0.3, "consumer")),
+    _plant(
+        "payments of consumers fail", H_, 0, ("failed_payment", "payment"), "consumer", turned("payment", "failed_payment", 0.3, "consumer")
+    ),
     _plant("refunds", H_, 0, ("refund", "payment"), ALL, turned("payment", "refund", 0.25)),
     _plant("three times as many tickets", H_, 2, ("opened", "resolved", "reopened", "satisfaction"), ALL, more(("opened", "resolved"), 3)),
-    _plant("tickets of small businesses", H_, 2, ("opened", "resolved"), "small_business", more(("opened", "resolved"), 4, "small_business")),
+    _plant(
+        "tickets of small businesses", H_, 2, ("opened", "resolved"), "small_business", more(("opened", "resolved"), 4, "small_business")
+    ),
     _plant("waits twice as long", H_, 2, ("wait_seconds", "resolved"), ALL, scaled(2, 2.5)),
     _plant("errors", H_, 1, ("error", "slow_response", "outage"), ALL, more(("error", "slow_response"), 6)),
     _plant("consumers spend half as much again", H_, 0, ("amount_minor", "payment"), "consumer", scaled(0, 1.6, "consumer")),
@@ -401,7 +403,7 @@ def right(plant: Plant, cause: Cause) -> bool:
 
 
 def judged(plant: Plant, base: World, seed: int) -> dict[str, Any]:
-    """Plant, run to day 104, and compare the first page."""
+    """Plant, run to day 164, and compare the first page."""
     part = plant.change(base.after.pick(slice(None)), base.segment, np.random.default_rng([seed, 7]))
     monitor = Monitor(base.baseline)
     monitor.restore(base.monitor_state)

@@ -51,7 +51,8 @@ class Baseline:
     hold: Ints  # (S, G + 1) blocks of one value of ADWIN
     sigma: Floats  # (S, G + 1) of the residuals of those values
     phi: Floats  # (S, G + 1) their lag-one correlation
-    ageing: npt.NDArray[np.bool_]  # (S, G + 1) moves steadily already in the baseline: reported, never paged
+    ageing: npt.NDArray[np.bool_]  # (S, G + 1) moves steadily already in the baseline, or by its nature: reported, never paged
+    memory: Floats  # (S, G + 1) how many days say something of their own: slow series have few, and cannot be tested against a month
     block_psi: Floats  # (blocks, S, G + 1) distances of the baseline's own windows from it; NaN = too few events
     block_ks: Floats
     day_psi: Floats
@@ -83,7 +84,8 @@ class Baseline:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in arrays}
         head = {**plain, "series": [asdict(one) for one in self.series], "format": FORMAT}
         out = io.BytesIO()
-        np.savez_compressed(out, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
+        whole: dict[str, Any] = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays}
+        np.savez_compressed(out, **whole)
         return out.getvalue()
 
     @staticmethod
@@ -98,7 +100,7 @@ class Baseline:
             for name in ("block_psi", "block_ks", "day_psi", "day_ks"):
                 arrays[name] = arrays[name].astype(np.float64)
             head["series"] = tuple(Series(**{**one, "kinds": tuple(one["kinds"])}) for one in head["series"])
-            return Baseline(**{**head, "segments": tuple(head["segments"])}, **arrays)
+            return Baseline(**(head | {"segments": tuple(head["segments"])} | arrays))
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BadInput(f"not a drift baseline of format {FORMAT} ({error}); make one with `churnstream drift baseline`") from error
 
@@ -137,15 +139,16 @@ def fit(
 
     shape = blocks.shape[1:3]
     blank = np.zeros(shape)
+    none = np.full((0, *shape), np.nan)
     half = Baseline(
         tuple(series), tuple(segments), edges, block_ms, days, int(starts[0]), int(starts[-1]) + slot_ms, events,
-        expected.astype(np.float32), volume, ranks, np.ones(shape, np.int64), blank + 1, blank, blank > 0,
-        *(np.full((0, *shape), np.nan) for _ in range(4)), np.full((0, *shape), np.nan, np.float32), origin,
+        expected.astype(np.float32), volume, ranks, np.ones(shape, np.int64), blank + 1, blank, blank > 0, blank,
+        none, none, none, none, none.astype(np.float32), origin,
     )  # fmt: skip
-    hold, sigma, phi, ageing, seeds = _residuals(half, when, blocks, cell, weight)
+    hold, sigma, phi, ageing, memory, seeds = _residuals(half, when, blocks, cell, weight)
     windows = _windows(half, when, blocks, cell)
     values = {f.name: getattr(half, f.name) for f in fields(half)}
-    values |= {"hold": hold, "sigma": sigma, "phi": phi, "ageing": ageing, "seeds": seeds, **windows}
+    values |= {"hold": hold, "sigma": sigma, "phi": phi, "ageing": ageing, "memory": memory, "seeds": seeds, **windows}
     return Baseline(**values)
 
 
@@ -185,8 +188,8 @@ def _expected(blocks: npt.NDArray[np.integer], cell: Ints, cells: int) -> tuple[
 
 def _residuals(
     base: Baseline, when: Ints, blocks: npt.NDArray[np.integer], cell: Ints, weight: Floats
-) -> tuple[Ints, Floats, Floats, npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    """How the levels stray from the cycle: hold, sigma, phi, ageing by row, and the last standardised values."""
+) -> tuple[Ints, Floats, Floats, npt.NDArray[np.bool_], Floats, npt.NDArray[np.float32]]:
+    """How the levels stray from the cycle: hold, sigma, phi, ageing, memory by row, and the last standardised values."""
     residual = base.level(blocks) - base.level(base.expected)[cell]
     known = blocks[..., :MISSING].sum(axis=-1)
     weeks = np.maximum(np.bincount(cell, minlength=len(weight)), 2)[cell]
@@ -194,7 +197,8 @@ def _residuals(
     inflate = float(np.sqrt(np.mean((weeks + weight[cell]) / (weeks - weight[cell]))))
     shape = residual.shape[1:]
     hold, sigma, phi = np.ones(shape, np.int64), np.ones(shape), np.zeros(shape)
-    ageing = np.zeros(shape, np.bool_)
+    ageing, memory = np.zeros(shape, np.bool_), np.zeros(shape)
+    lasting = np.array([one.lasting for one in base.series], np.bool_)
     seeds = np.full((SEED, *shape), np.nan, np.float32)
     a_day = max(DAY_MS // base.block_ms, 1)
     for s, g in np.ndindex(shape):
@@ -210,8 +214,13 @@ def _residuals(
             if variance_ratio(shocks, max(7 * a_day // length, 2)) <= RATIO:
                 break
         values, at = pooled(residual[:, s, g], known[:, s, g], a_day, when)
-        ageing[s, g] = abs(trend(values, at)) > AGEING_T
-    return hold, sigma, phi, ageing, seeds
+        ageing[s, g] = lasting[s] or abs(trend(values, at)) > AGEING_T
+        if len(values) >= MIN_DAYS:
+            persistence = correlation(values)
+            # A correlation of few values is estimated too low, by so much (Kendall 1954).
+            persistence = min(persistence + (1 + 3 * persistence) / len(values), 0.99)
+            memory[s, g] = len(values) * (1 - persistence) / (1 + persistence)
+    return hold, sigma, phi, ageing, memory, seeds
 
 
 def pooled(residual: Floats, known: Ints, hold: int, when: Ints) -> tuple[Floats, Ints]:

@@ -1,5 +1,6 @@
 """Why an alarm: broken records told apart from changed behaviour; topic, kind of event, segment and features, the likeliest first."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +9,11 @@ from typing import Final, Literal
 from drift.monitor import Finding
 from drift.quality import Fault
 from drift.series import ALL
-from features.catalog import ATTRIBUTES, CATALOG, CLOCKS, EVENTS, LASTS, MEASURES, PURCHASE, TICKET, Feature, Field, Op
+from drift.sources import KINDS_OF, NUMBERS, TOPIC_OF
 
 Nature = Literal["breakage", "behaviour", "unexplained"]
 
-BREAKAGES: Final = ("schema", "nulls", "range", "cardinality", "duplicates", "stall")
+BREAKAGES: Final = ("schema", "nulls", "range", "cardinality", "duplicates", "stall", "coverage")
 """Rules that no customer breaks."""
 NAMES: Final = {"range": "units", "cardinality": "schema"}
 """What a broken rule is called as a cause."""
@@ -20,42 +21,6 @@ WEIGHT: Final = {"schema": 4.0, "duplicates": 4.0, "stall": 3.0, "nulls": 3.0, "
 """Breakages that explain others come first: what is not read is not counted, what is missing has no distribution."""
 HALF: Final = 0.5
 TOP: Final = 5
-
-_MEASURES_OF_B: Final = {Op.RATIO, Op.SHARE, Op.PRODUCT}
-_CLOCK_OF_A: Final = {Op.AGE_DAYS, Op.AGE_HOURS, Op.TENURE_DAYS, Op.MEAN_GAP_DAYS, Op.AGE_PER_GAP}
-_ATTRIBUTE_OF_A: Final = {Op.DISTINCT, Op.DISTINCT_RATIO}
-_TIME: Final = {Op.HOUR_SIN, Op.HOUR_COS, Op.WEEKDAY_SIN, Op.WEEKDAY_COS}
-_PROFILE: Final = {Op.PROFILE_KNOWN, Op.SIGNUP_DAYS, Op.CONTRACT_DAYS, Op.CONSENT}
-
-
-def kinds_of(feature: Feature) -> tuple[str, ...]:
-    """The kinds of events a feature is computed from."""
-    if feature.op in _TIME:
-        return EVENTS
-    if feature.op in _PROFILE:
-        return ("profile",)
-    if feature.op in (Op.LAST, Op.KNOWN, Op.LAST_PER_MEAN):
-        return PURCHASE if LASTS[feature.a] == "purchase_amount" else TICKET
-    if feature.op in _CLOCK_OF_A:
-        return CLOCKS[feature.a].kinds
-    if feature.op in _ATTRIBUTE_OF_A:
-        return ATTRIBUTES[feature.a].kinds
-    kinds = MEASURES[feature.a].kinds
-    return tuple(dict.fromkeys((*kinds, *MEASURES[feature.b].kinds))) if feature.op in _MEASURES_OF_B else kinds
-
-
-def uses_number(feature: Feature) -> bool:
-    """Whether the number an event carries (amount, duration, wait) goes into a feature, not only that it happened."""
-    if feature.op in (Op.LAST, Op.LAST_PER_MEAN):
-        return True
-    if feature.op in _TIME | _PROFILE | _CLOCK_OF_A | _ATTRIBUTE_OF_A:
-        return False
-    return MEASURES[feature.a].field not in (Field.ONE, Field.URGENT)
-
-
-KINDS_OF: Final[Mapping[str, tuple[str, ...]]] = {feature.name: kinds_of(feature) for feature in CATALOG}
-NUMBERS: Final = frozenset(feature.name for feature in CATALOG if uses_number(feature))
-TOPIC_OF: Final[Mapping[str, str]] = {feature.name: feature.source for feature in CATALOG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +44,8 @@ class Cause:
 
 
 def pages(findings: Sequence[Finding], faults: Iterable[Fault]) -> bool:
-    """Whether there is anything to page for: a budgeted finding, or a record that is broken. Volumes and mixes only explain."""
-    return bool(findings) or any(fault.rule in BREAKAGES for fault in faults)
+    """Whether there is anything to page for: a budgeted finding, or a record that is broken. What is less certain only explains."""
+    return bool(findings) or any(fault.pages and not fault.segment.startswith("!") for fault in faults)
 
 
 def explain(findings: Sequence[Finding], faults: Sequence[Fault], segments: Sequence[str]) -> list[Cause]:
@@ -111,7 +76,8 @@ def _moved(findings: Sequence[Finding]) -> dict[str, float]:
 
 
 def _cause(nature: Nature, topic: str, faults: list[Fault], moved: Mapping[str, float], segments: Sequence[str]) -> Cause:
-    faults = sorted(faults, key=lambda fault: -fault.strength)
+    # Of a segment and the rest of it only the segment is a name.
+    faults = sorted(faults, key=lambda fault: (fault.segment.startswith("!"), -fault.strength))
     best = faults[0]
     by_kind: dict[str, float] = {}
     for fault in faults:
@@ -143,16 +109,26 @@ def _cause(nature: Nature, topic: str, faults: list[Fault], moved: Mapping[str, 
 
 
 def _where(best: Fault, faults: Iterable[Fault], segments: Sequence[str]) -> tuple[str, ...]:
-    """The segments in which the strongest symptom shows; ("all",) when it does in most, or cannot be told."""
+    """The segments in which the strongest symptom shows; ("all",) when it does in most, or in the rest too, or cannot be told."""
     same = {f.segment: f for f in faults if (f.rule, f.kind, f.field) == (best.rule, best.kind, best.field)}
-    own = {name: fault.strength for name, fault in same.items() if name != ALL}
+    own = {name: fault.strength for name, fault in same.items() if name in segments}
     if not own:
         return (ALL,)
     clear = [name for name in own if own[name] >= HALF * max(own.values())]
-    if len(clear) > len(segments) / 2:
+    first = max(own, key=lambda name: own[name])
+    rest = f"!{first}"
+    # One segment alone: what it does to everybody is a thinner copy of it. Where nobody can see the rest, it is everybody.
+    if len(clear) > len(segments) / 2 or rest not in best.told or (rest in same and _alike(same[rest], same[first])):
         return (ALL,)
-    # One segment alone: what it does to everybody is a thinner copy of it.
     return tuple(sorted(clear, key=lambda name: -own[name]))
+
+
+def _alike(rest: Fault, one: Fault) -> bool:
+    """Whether the rest moved as far as the one segment, at least by half."""
+    if rest.factor > 0 and one.factor > 0:
+        far, there = abs(math.log(rest.factor)), abs(math.log(one.factor))
+        return far >= HALF * there and (rest.factor > 1) == (one.factor > 1)
+    return rest.strength >= HALF * one.strength
 
 
 def _without_consequences(causes: list[Cause]) -> list[Cause]:
@@ -173,7 +149,9 @@ def _from_features(findings: Sequence[Finding], moved: Mapping[str, float]) -> C
     if not votes:
         names = ", ".join(list(moved)[:TOP])
         detail = f"{names} moved, and no watched input did: look at the model and at what is not watched"
-        return Cause("unexplained", "score", "", (), "", segments[:1] or (ALL,), max(moved.values(), default=0.0), tuple(moved)[:TOP], detail)
+        return Cause(
+            "unexplained", "score", "", (), "", segments[:1] or (ALL,), max(moved.values(), default=0.0), tuple(moved)[:TOP], detail
+        )
     ranked = sorted(votes, key=lambda place: -votes[place])
     topic = ranked[0][0]
     fitting = tuple(name for name in moved if TOPIC_OF.get(name) == topic)[:TOP]

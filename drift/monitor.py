@@ -25,6 +25,8 @@ PSI_FLOOR: Final = 0.10
 KS_FLOOR: Final = 0.10
 LEVEL_FLOOR: Final = 0.03
 """Distances (PSI, KS) and shifts of the mean rank below these are nobody's business, however certain they are."""
+MEMORY: Final = 7.0
+"""Independent days a series needs, to be held against them."""
 MIN_LENGTH: Final = 5
 """Values on each side of a cut ADWIN considers."""
 
@@ -74,20 +76,21 @@ class Monitor:
         b = baseline
         self._shape = b.sigma.shape
         self._names = (ALL, *b.segments)
-        rows = int((~b.ageing).sum())
+        self._tested = ~b.ageing & (b.memory >= MEMORY)
+        rows = int(self._tested.sum())
         per_month = DAYS * DAY_MS / b.block_ms
         longer = 0 if b.block_ms >= DAY_MS else 2 * DAYS
         tests = rows * 2 * (per_month + longer)
         alpha = 0.01 if raw else self.budget.alpha(self.budget.windows, tests)
         self.delta = 0.002 if raw else self.budget.alpha(ADWIN_SLACK * self.budget.adwin, rows * per_month)
         self._limit = {
-            ("psi", "block"): threshold(b.block_psi, alpha, PSI_FLOOR, b.days),
-            ("ks", "block"): threshold(b.block_ks, alpha, KS_FLOOR, b.days),
-            ("psi", "day"): threshold(b.day_psi, alpha, PSI_FLOOR, b.days),
-            ("ks", "day"): threshold(b.day_ks, alpha, KS_FLOOR, b.days),
+            ("psi", "block"): threshold(b.block_psi, alpha, PSI_FLOOR, b.memory),
+            ("ks", "block"): threshold(b.block_ks, alpha, KS_FLOOR, b.memory),
+            ("psi", "day"): threshold(b.day_psi, alpha, PSI_FLOOR, b.memory),
+            ("ks", "day"): threshold(b.day_ks, alpha, KS_FLOOR, b.memory),
         }
         self._levels = b.level(b.expected)  # by cell
-        self._rows = {place: _Row(self._adwin()) for place in np.ndindex(self._shape) if not b.ageing[place]}
+        self._rows = {place: _Row(self._adwin()) for place in np.ndindex(self._shape) if self._tested[place]}
         for place, row in self._rows.items():
             seeds = b.seeds[(slice(None), *place)]
             self._restart(row, [bounded(float(z)) for z in seeds[np.isfinite(seeds)]], at=b.until_ms)
@@ -96,6 +99,7 @@ class Monitor:
         self._wanted = np.zeros((*self._shape, BINS))
         self._week: deque[tuple[int, Ints, Floats]] = deque(maxlen=7)
         self.reached_ms = -1
+        self._over: dict[str, npt.NDArray[np.bool_]] = {"psi": np.zeros(self._shape, np.bool_), "ks": np.zeros(self._shape, np.bool_)}
         self.distances: dict[str, Floats] = {}  # of the newest window of each length, (2, S, G + 1): PSI, KS
 
     # -- blocks in
@@ -155,7 +159,10 @@ class Monitor:
         for detector, values in zip(kinds, self.distances[window], strict=True):
             limit = self._limit[detector, "block" if window == "block" else "day"]
             with np.errstate(invalid="ignore"):
-                over = (values > limit) & ~self.baseline.ageing
+                over = (values > limit) & self._tested
+            if window == "block" and not self._raw:
+                # One block may be one busy customer; two in a row are not.
+                over, self._over[detector] = over & self._over[detector], over
             found += [
                 Finding(
                     self.reached_ms, self.baseline.series[s].name, self._names[g], detector, window, float(values[s, g]),
@@ -237,6 +244,7 @@ class Monitor:
             "ends": np.array([v for row in rows for v in row.ends], np.int64),
             "pools": np.array([(row.weight, row.total, row.blocks, np.nan if row.last is None else row.last) for row in rows]),
             "day": np.array([self._day, self.reached_ms], np.int64),
+            "over": np.stack([self._over["psi"], self._over["ks"]]),
             "counts": self._counts,
             "wanted": self._wanted,
             "week_at": np.array([at for at, _, _ in week], np.int64),
@@ -256,6 +264,7 @@ class Monitor:
             row.weight, row.total, row.blocks = int(pool[0]), pool[1], int(pool[2])
             row.last = None if np.isnan(pool[3]) else pool[3]
         self._day, self.reached_ms = (int(value) for value in state["day"])
+        self._over = {"psi": state["over"][0].copy(), "ks": state["over"][1].copy()}
         self._counts, self._wanted = state["counts"].copy(), state["wanted"].copy()
         self._week.clear()
         for at, counts, wanted in zip(state["week_at"].tolist(), state["week_counts"], state["week_wanted"], strict=True):

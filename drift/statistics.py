@@ -47,20 +47,23 @@ def ks(expected: npt.NDArray[np.number], observed: npt.NDArray[np.number]) -> Fl
     return found
 
 
-def threshold(samples: Floats, alpha: float, floor: float, days: int) -> Floats:
-    """What a distance exceeds with probability alpha at most, by a Student distribution of its logarithm.
+def threshold(samples: Floats, alpha: float, floor: float, days: npt.NDArray[np.floating] | float) -> Floats:
+    """What a distance exceeds with probability alpha at most, by a Student distribution of its square root.
 
-    samples: distances (n, ...) of windows of the baseline, NaN = not measured. days: independent days behind them (degrees of freedom
-    plus one): windows within a day are not independent. Never below `floor`, which is what is worth a look at all.
+    samples: distances (n, ...) of windows of the baseline, NaN = not measured. days: independent days behind them, one number or (...):
+    degrees of freedom plus one, since windows within a day, or days of a slow series, are not independent. Never below `floor`, which
+    is what is worth a look at all; inf where fewer than three windows were measured. The root of a distance is about normal where its
+    logarithm has a long tail towards 0.
     """
     from scipy.stats import t
 
-    logs = np.log(np.maximum(samples, 1e-6))
-    known = np.isfinite(logs)
+    roots = np.sqrt(samples)
+    known = np.isfinite(roots)
     n = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, logs, 0).sum(axis=0) / n
-    spread = np.sqrt(np.where(known, (logs - mean) ** 2, 0).sum(axis=0) / np.maximum(n - 1, 1))
+    mean = np.where(known, roots, 0).sum(axis=0) / n
+    spread = np.sqrt(np.where(known, (roots - mean) ** 2, 0).sum(axis=0) / np.maximum(n - 1, 1))
     # A prediction of one further value: the mean is estimated too.
-    limit = np.exp(mean + t.isf(alpha, max(days - 1, 1)) * spread * np.sqrt(1 + 1 / n))
+    free = np.maximum(np.minimum(n, days), 2)
+    limit = (mean + t.isf(alpha, free - 1) * spread * np.sqrt(1 + 1 / free)) ** 2
     found: Floats = np.maximum(np.where(known.sum(axis=0) >= 3, limit, np.inf), floor)
     return found

@@ -114,8 +114,8 @@ def test_distances_are_those_of_the_books() -> None:
 
 def test_a_threshold_is_exceeded_as_rarely_as_it_was_allowed() -> None:
     rng = np.random.default_rng(2)
-    limits = threshold(np.exp(rng.normal(-4, 0.5, (28, 4_000))), 0.01, 0.0, 28)
-    over = np.exp(rng.normal(-4, 0.5, 4_000)) > limits
+    limits = threshold(rng.normal(0.3, 0.05, (28, 4_000)) ** 2, 0.01, 0.0, 28)
+    over = rng.normal(0.3, 0.05, 4_000) ** 2 > limits
     assert 0.003 < over.mean() < 0.017
 
 
