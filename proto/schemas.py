@@ -8,11 +8,18 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from proto.drift import DRIFT_OUTPUTS
 from proto.events import MODELS
+from proto.outcomes import OUTCOME_INPUTS
 from proto.scores import OUTPUTS
 
 _INPUTS: Final = ("transactions", "logins", "support-tickets", "customer-profiles")
-CONTRACTS: Final[dict[str, type[BaseModel]]] = {**dict[str, type[BaseModel]](zip(_INPUTS, MODELS, strict=True)), **OUTPUTS}
+CONTRACTS: Final[dict[str, type[BaseModel]]] = {
+    **dict[str, type[BaseModel]](zip(_INPUTS, MODELS, strict=True)),
+    **OUTPUTS,
+    **DRIFT_OUTPUTS,
+    **OUTCOME_INPUTS,
+}
 """Contract by name of its schema file."""
 
 

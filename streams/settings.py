@@ -221,6 +221,15 @@ class Settings(BaseSettings):
     )
     serve_audit: Path | None = Field(None, description="File the audit lines are appended to; none = the log.")
 
+    # Drift
+    drift_pages: float = Field(1.0, gt=0, description="False pages allowed in 30 days, all drift detectors together (count).")
+    drift_segment: Literal["segment", "plan", "region", "age_band"] = Field(
+        "segment", description="Profile field by whose values drift is watched apart."
+    )
+    drift_grace_ms: int = Field(600_000, ge=0, description="How long a block of the drift watch stays open for late scores (ms).")
+    drift_webhook_url: str = Field("", description="http(s) address that gets every drift verdict as a signed POST; empty = none.")
+    drift_webhook_secret: SecretStr = Field(SecretStr(""), description="Key of the HMAC-SHA256 signature of drift webhooks.")
+
     # Embedded servers
     stack_kafka_port: int = Field(0, ge=0, le=65535, description="TCP port of the embedded Kafka on 127.0.0.1; 0 = a free one.")
     stack_redis_port: int = Field(0, ge=0, le=65535, description="TCP port of the embedded Redis on 127.0.0.1; 0 = a free one.")

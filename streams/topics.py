@@ -21,6 +21,9 @@ DEAD_LETTERS: Final = "churn-dead-letters"
 MODELS: Final = "churn-models"
 REDRIVES: Final = "churn-redrives"
 FEATURES: Final = "churn-features"
+DRIFT: Final = "churn-drift"
+DRIFT_STATE: Final = "churn-drift-state"
+OUTCOMES: Final = "churn-outcomes"
 
 # Events over the accepted 1 MB must reach us to become dead letters, and a dead letter carries the event's bytes as base64.
 INPUT_MAX_BYTES: Final = 12 << 20
@@ -62,6 +65,9 @@ TABLE: Final = (
     Topic(DEAD_LETTERS, "records that could not be used, with the reason and the bytes", DEAD_LETTER_MAX_BYTES),
     Topic(REDRIVES, "which dead letters were sent back, so that none is twice", partitions=1, retained=False),
     Topic(MODELS, "artifacts and aliases; read by every worker from the beginning", MODEL_MAX_BYTES, partitions=1, retained=False),
+    Topic(OUTCOMES, "what became of customers: labels, interventions, answers; key = customer", append_time=True),
+    Topic(DRIFT, "verdicts on drift and damaged records", partitions=1),
+    Topic(DRIFT_STATE, "baseline and detectors of the drift watch", MODEL_MAX_BYTES, partitions=1, retained=False),
 )
 FEATURE_LOG: Final = Topic(FEATURES, "the vector of each score as it was scored (CHURN_FEATURE_LOG=true); partition = the event's")
 assert tuple(topic.name for topic in TABLE[: len(TOPICS)]) == TOPICS  # the order is the topic index

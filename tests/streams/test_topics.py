@@ -28,7 +28,7 @@ def test_create_makes_every_topic_as_the_table_says_and_a_second_run_changes_not
     assert create(settings).empty
     present = AdminClient(client_config(settings)).list_topics(timeout=20).topics
     counts = {name: len(present[settings.prefixed(name)].partitions) for name in (t.name for t in TABLE)}
-    assert counts == {t.name: 4 for t in TABLE} | {"churn-models": 1, "churn-redrives": 1}
+    assert counts == {t.name: 4 for t in TABLE} | {"churn-models": 1, "churn-redrives": 1, "churn-drift": 1, "churn-drift-state": 1}
     for topic in TOPICS:
         assert config(settings, topic)["message.timestamp.type"] == "LogAppendTime"
         assert int(config(settings, topic)["max.message.bytes"]) > 10_000_000  # so that a record of 10 MB can become a dead letter
