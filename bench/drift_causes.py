@@ -2,9 +2,10 @@
 
     python -m bench.drift_causes [--quick] [--fault shuffled] --json
 
-A population (models.population) lives for 164 days; the drift baseline is fitted on days 100 to 140, the detectors run from there. On day 150
-something is planted: by the population's own knobs (covariate, outage, unit), or in its events. Judged is the first page after it: nature,
-topic, kind or field, and segment of its first cause. --fault shuffled judges each plant by another one's truth: the check must then fail.
+A population (models.population) lives for 164 days; the drift baseline is fitted on days 100 to 140, the detectors run from there. On
+day 150 something is planted: by the population's own knobs (covariate, outage, unit), or in its events. Judged is the first page after it:
+nature, topic, kind or field, and segment of its first cause. --fault shuffled judges each plant by another one's truth: the check must
+then fail.
 """
 
 from __future__ import annotations

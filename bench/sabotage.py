@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -110,11 +110,15 @@ def judge(made: Made, onnx_of: Callable[[bytes], bytes] = lambda text: text, tab
     test = made.test
     reached = attainable.figures(test.y, made.score(test.x), *made.edges)
     found = safety.measure(test, made.score, made.edges[0], passed.as_dict(), POLICY, session=session, rival=made.rival)
-    for row in (*attainable.table(reached, None, None, POLICY), *found.gates):
-        if not row.passed:
-            raise ArtifactRejected(f"gate {row.gate}: {row.reached:.4g} reached, {row.required:g} required")
+    _check((*attainable.table(reached, None, None, POLICY), *found.gates))
     tables = tables_of(Tables(export.shares(scaled.forest, scaled.cover), held_out[:48], session.probabilities(held_out[:48])))
     load(pack(manifest_of(text, tables), text, tables))
+
+
+def _check(table: Sequence[attainable.Row]) -> None:
+    failed = [f"{row.gate} {row.reached:.4g}, {row.required:g} required" for row in table if not row.passed]
+    if failed:
+        raise ArtifactRejected("gate " + "; gate ".join(failed))
 
 
 def planted(rows: Rows, column: int, values: Any) -> Rows:
@@ -189,9 +193,7 @@ def _matching(change: Callable[[Made, npt.NDArray[np.float32], Floats], Floats])
         reached = attainable.figures(test.y, made.score(test.x), *made.edges)
         exact = {"onnx_parity_max": 0.0, "threshold_flips": 0, "batch_dependent_rows": 0}
         found = safety.measure(test, made.score, made.edges[0], exact, POLICY, rival=made.rival)
-        failed = [row for row in (*attainable.table(reached, None, None, POLICY), *found.gates) if not row.passed]
-        if failed:
-            raise ArtifactRejected(f"gate {failed[0].gate}: {failed[0].reached:.4g} reached, {failed[0].required:g} required")
+        _check((*attainable.table(reached, None, None, POLICY), *found.gates))
 
     return run
 
@@ -248,10 +250,10 @@ SABOTAGE: Final[dict[str, tuple[str, Callable[[], None]]]] = {
     "another output": ("", lambda: judge(sound(0), lambda text: _model(text, _output))),
     "golden rows that score otherwise": ("golden", lambda: judge(sound(0), tables_of=_golden)),
     "shares of other trees": ("shares", lambda: judge(sound(0), tables_of=_few)),
-    "probabilities twice as sure": ("calibration_error", _matching(lambda made, x, m: 2.5 * m)),
-    "one age band hardly found": ("fairness", _matching(lambda made, x, m: m - 3.0 * (made.test.profile[:, 3] == 1))),
-    "scores that hang on the last digit": ("robust_noise|auc", _matching(lambda made, x, m: m + 6 * np.modf(x[:, AGE] * 50)[0] - 3)),
-    "a burst of logins turns the order round": ("robust_spike", _matching(lambda made, x, m: np.where(x[:, WEEK] > 3, -m, m))),
+    "probabilities twice as sure": ("gate calibration_error", _matching(lambda made, x, m: 2.5 * m)),
+    "one age band hardly found": ("gate fairness", _matching(lambda made, x, m: m - 3.0 * (made.test.profile[:, 3] == 1))),
+    "scores that hang on the last digit": ("gate robust_noise", _matching(lambda made, x, m: m + 6 * np.modf(x[:, AGE] * 50)[0] - 3)),
+    "a burst of logins turns the order round": ("gate robust_spike", _matching(lambda made, x, m: np.where(x[:, WEEK] > 3, -m, m))),
     "worse than the champion": ("better_than_champion", _beaten),
     "no better than the champion": ("better_than_champion", _equalled),
 }

@@ -60,7 +60,13 @@ def explain(findings: Sequence[Finding], faults: Sequence[Fault], segments: Sequ
         # Of a changed behaviour the topic is the root; a fault has its field as well.
         groups["breakage" if breakage else "behaviour", fault.topic, fault.rule + ":" + fault.field if breakage else ""].append(fault)
     moved = _moved(findings)
-    causes = [_cause(nature, topic, members, moved, segments) for (nature, topic, _), members in groups.items()]  # type: ignore[arg-type]
+    suspected = {TOPIC_OF[name] for name in moved if name in TOPIC_OF}
+    causes = [
+        _cause(nature, topic, members, moved, segments)  # type: ignore[arg-type]  # the two natures of above
+        for (nature, topic, _), members in groups.items()
+        # A weak symptom counts where features made of the same topic have moved.
+        if max(fault.strength for fault in members) >= 1 or topic in suspected
+    ]
     causes = _without_consequences(causes)
     if not causes and findings:
         causes = [_from_features(findings, moved)]
@@ -114,7 +120,8 @@ def _where(best: Fault, faults: Iterable[Fault], segments: Sequence[str]) -> tup
     own = {name: fault.strength for name, fault in same.items() if name in segments}
     if not own:
         return (ALL,)
-    clear = [name for name in own if own[name] >= HALF * max(own.values())]
+    least = HALF**2 if best.rule in ("shift", "mix") else HALF
+    clear = [name for name in own if own[name] >= least * max(own.values())]
     first = max(own, key=lambda name: own[name])
     rest = f"!{first}"
     # One segment alone: what it does to everybody is a thinner copy of it. Where nobody can see the rest, it is everybody.
@@ -128,7 +135,7 @@ def _alike(rest: Fault, one: Fault) -> bool:
     if rest.factor > 0 and one.factor > 0:
         far, there = abs(math.log(rest.factor)), abs(math.log(one.factor))
         return far >= HALF * there and (rest.factor > 1) == (one.factor > 1)
-    return rest.strength >= HALF * one.strength
+    return rest.strength >= HALF**2 * one.strength  # a distance grows with the square of the shift
 
 
 def _without_consequences(causes: list[Cause]) -> list[Cause]:

@@ -20,10 +20,10 @@ Rule = Literal["schema", "nulls", "range", "cardinality", "duplicates", "stall",
 COLUMNS: Final[tuple[tuple[str, ...], ...]] = (
     ("amount_minor", "product", "method", "channel", "", "", "", ""),
     ("duration_ms", "device", "session_id", "feature", "country", "", "", ""),
-    ("wait_seconds", "ticket_id", "category", "channel", "", "priority", "csat", "nps"),
+    ("wait_seconds", "ticket_id", "category", "channel", "csat", "priority", "", "nps"),
     ("signup_date", "plan", "segment", "region", "age_band", "", "", ""),
 )
-"""By topic: names of the eight watched fields; the first is the number in VALUE, then A, B, C, D, then the parts of a ticket's LEVEL."""
+"""By topic: names of the eight watched fields; the first is the number in VALUE, then A, B, C, D (a ticket has its CSAT there), then LEVEL's."""
 FIELDS: Final = 8
 TEXTS: Final = 4
 CATEGORIES: Final = 12
@@ -92,13 +92,21 @@ class Vocabulary:
         """The most frequent texts of each kind and field; a field with more than 200 is an identifier."""
         known = np.zeros((N_KINDS, TEXTS, CATEGORIES), np.int64)
         for kind in np.unique(facts[:, KIND]).tolist():
-            rows = facts[facts[:, KIND] == kind]
-            for i, column in enumerate((A, B, C, D)):
-                values, counts = np.unique(rows[rows[:, column] != 0, column], return_counts=True)
+            rows = _texts(facts[facts[:, KIND] == kind])
+            for i in range(TEXTS):
+                values, counts = np.unique(rows[rows[:, i] != 0, i], return_counts=True)
                 if 0 < len(values) <= 200:
                     best = values[np.argsort(-counts, kind="stable")[:CATEGORIES]]
                     known[kind, i, : len(best)] = best
         return Vocabulary(known)
+
+
+def _texts(facts: Ints) -> Ints:
+    """The four texts (n, TEXTS) of each fact, 0 = none; a ticket has no D, its CSAT (1 to 5) takes the place."""
+    found = facts[:, [A, B, C, D]].copy()
+    ticket = (facts[:, KIND] >> 3) == 2
+    found[ticket, 3] = facts[ticket, LEVEL] >> 8 & 255
+    return found
 
 
 def count(facts: Ints, segment: npt.NDArray[np.integer], words: Vocabulary, segments: int) -> Counters:
@@ -110,12 +118,13 @@ def count(facts: Ints, segment: npt.NDArray[np.integer], words: Vocabulary, segm
     out.kinds += np.bincount(place, minlength=N_KINDS * g).reshape(N_KINDS, g)
     level = facts[:, LEVEL]
     ticket = (kind >> 3) == 2
+    texts = _texts(facts)
     given = np.column_stack(
         [
             facts[:, VALUE] != NONE,
-            *(facts[:, column] != 0 for column in (A, B, C, D)),
+            texts != 0,
             ticket & (level >> 16 > 0),
-            ticket & (level >> 8 & 255 > 0),
+            np.zeros(len(facts), np.bool_),
             ticket & (level & 255 > 0),
         ]
     )
@@ -124,9 +133,9 @@ def count(facts: Ints, segment: npt.NDArray[np.integer], words: Vocabulary, segm
     stated = np.flatnonzero(given[:, 0])
     flat = place[stated] * OCTAVES + octave(facts[stated, VALUE])
     out.numbers += np.bincount(flat, minlength=out.numbers.size).reshape(out.numbers.shape)
-    for i, column in enumerate((A, B, C, D)):
+    for i in range(TEXTS):
         which = np.flatnonzero(given[:, i + 1] & (words.known[kind, i, 0] != 0))
-        same = words.known[kind[which], i] == facts[which, column][:, None]
+        same = words.known[kind[which], i] == texts[which, i][:, None]
         code = np.where(same.any(axis=1), same.argmax(axis=1), CATEGORIES)
         flat = place[which] * (CATEGORIES + 1) + code
         found = np.bincount(flat, minlength=N_KINDS * g * (CATEGORIES + 1)).reshape(N_KINDS, g, CATEGORIES + 1)
@@ -143,7 +152,7 @@ class Normal:
 
     block_ms: int
     volume: Floats  # (cells, N_KINDS, G + 1) records of a block
-    unrest: Floats  # (N_KINDS, G + 1) standard deviation of the log of a day's records by what the cycle expects
+    unrest: Floats  # (N_KINDS, G + 1) standard deviation, beyond chance, of the log of a day's records by what the cycle expects
     total: Counters
     shift_limit: Floats  # (N_KINDS, G + 1) PSI of a day's numbers that may page
     mix_limit: Floats  # (N_KINDS, TEXTS, G + 1) and of its texts
@@ -226,7 +235,8 @@ def normal(
         distances = np.where(found.sum(axis=-1) >= MIN_RECORDS, psi(coarse(whole), coarse(found)), np.nan)
         limits.append(threshold(distances, alpha, SHIFT_PSI, int(days)))
     z = float(t.isf(alpha / 2, max(int(days) - 1, 2)) * np.sqrt(1 + 1 / days))
-    unrest = np.maximum(ratio.std(axis=0, ddof=1), 0.02)
+    # What is more than the chance of small counts.
+    unrest = np.sqrt(np.maximum(ratio.var(axis=0, ddof=1) - (1 / (wanted + 1)).mean(axis=0), 0.02**2))
     shift, mix = limits
     return Normal(block_ms, volume, unrest, total, shift, mix, max(z, VOLUME_Z), gaps, words, tuple(segments))
 
@@ -284,11 +294,19 @@ VOLUME_Z: Final = 4.0
 VOLUME_FACTOR: Final = 1.35
 UNIT_FACTOR: Final = 5.0
 SHIFT_PSI: Final = 0.25
+HINT: Final = 0.4
+"""Faults of at least so much strength are said too: they do not page, but they tell segments apart and explain what features found."""
+FEW_PSI, FEWER_PSI = 0.6, 1.2
+"""Bounds of weeks of a hundred records, or fewer, whose days are too small to have a bound of their own."""
 
 
-def judge(counters: Counters, expected: Floats, base: Normal, *, hours: float) -> list[Fault]:
-    """The rules over a window of `hours` with these counters and expected records (N_KINDS, G + 1); strongest first."""
-    found = [*_volumes(counters, expected, base, hours), *_records(counters, base), *_fields(counters, base, hours)]
+def judge(counters: Counters, expected: Floats, base: Normal, *, hours: float, certain: bool = True) -> list[Fault]:
+    """The rules over a window of `hours` with these counters and expected records (N_KINDS, G + 1); strongest first.
+
+    certain: whether volumes, shifts and mixes may page; the budget counts one look a day.
+    """
+    budgeted = certain and hours >= 24
+    found = [*_volumes(counters, expected, base, hours, budgeted), *_records(counters, base), *_fields(counters, base, budgeted)]
     return sorted(found, key=lambda fault: -fault.strength)
 
 
@@ -302,7 +320,7 @@ def _names(base: Normal) -> tuple[str, ...]:
     return (ALL, *base.segments, *(f"!{name}" for name in base.segments))
 
 
-def _volumes(counters: Counters, expected: Floats, base: Normal, hours: float) -> list[Fault]:
+def _volumes(counters: Counters, expected: Floats, base: Normal, hours: float, budgeted: bool) -> list[Fault]:
     found = []
     names = _names(base)
     got, wanted = _parts(counters.kinds), np.maximum(_parts(expected), 0)
@@ -319,17 +337,19 @@ def _volumes(counters: Counters, expected: Floats, base: Normal, hours: float) -
     factor = (got + 1) / (wanted + 1)
     z = np.abs(np.log(factor)) / np.sqrt(unrest**2 + 1 / (wanted + 1))
     enough = (wanted >= MIN_RECORDS) | (got >= MIN_RECORDS)
-    for kind, g in np.argwhere(enough & (z > VOLUME_Z)).tolist():
+    for kind, g in np.argwhere(enough & (z > HINT * VOLUME_Z)).tolist():
         if kind not in KIND_NAMES:
             continue
         name, strength = KIND_NAMES[kind], float(z[kind, g]) / VOLUME_Z
         told = frozenset(names[i] for i in np.flatnonzero(enough[kind]))
-        if wanted[kind, g] >= MIN_RECORDS and got[kind, g] <= STALL * wanted[kind, g]:
+        if wanted[kind, g] >= MIN_RECORDS and got[kind, g] <= STALL * wanted[kind, g] and strength >= 1:
             detail = f"{got[kind, g]} records of kind {name} instead of about {wanted[kind, g]:.0f} in {hours:g} h"
             found.append(Fault("stall", topic_of(kind), name, "", names[g], strength, float(factor[kind, g]), detail, told))
-        elif max(factor[kind, g], 1 / factor[kind, g]) > VOLUME_FACTOR:
+        else:
             detail = f"{factor[kind, g]:.2f} times as many records of kind {name} as usual in {hours:g} h"
-            certain = hours >= 24 and float(z[kind, g]) > base.volume_limit and not names[g].startswith("!")
+            far = max(factor[kind, g], 1 / factor[kind, g]) > VOLUME_FACTOR
+            strength = strength if far else min(strength, 0.99)
+            certain = bool(budgeted and far and z[kind, g] > base.volume_limit and names[g][0] != "!")
             found.append(Fault("volume", topic_of(kind), name, "", names[g], strength, float(factor[kind, g]), detail, told, certain))
     return found
 
@@ -352,13 +372,13 @@ def _records(counters: Counters, base: Normal) -> list[Fault]:
     return found
 
 
-def _fields(counters: Counters, base: Normal, hours: float) -> list[Fault]:
+def _fields(counters: Counters, base: Normal, budgeted: bool) -> list[Fault]:
     found = []
     names = _names(base)
     numbers, then_numbers = _parts(counters.numbers, 1), _parts(base.total.numbers, 1)
     texts, then_texts = _parts(counters.texts, 2), _parts(base.total.texts, 2)
     # Most texts are as they were: only the others are looked at one by one.
-    moved = (texts.sum(axis=-1) >= MIN_RECORDS) & (psi(then_texts, texts) > SHIFT_PSI)
+    moved = (texts.sum(axis=-1) >= MIN_RECORDS) & (psi(then_texts, texts) > HINT * SHIFT_PSI)
     for kind, kind_name in KIND_NAMES.items():
         n, before_n = int(counters.kinds[kind, 0]), int(base.total.kinds[kind, 0])
         if n < MIN_RECORDS // 2 or before_n < MIN_RECORDS:
@@ -372,16 +392,16 @@ def _fields(counters: Counters, base: Normal, hours: float) -> list[Fault]:
                 found.append(Fault("nulls", topic, kind_name, field_name, ALL, float(gone / (NULLS * max(before, 0.3))), 0.0, detail))
         told = frozenset(names[g] for g in np.flatnonzero(numbers[kind].sum(axis=-1) >= MIN_RECORDS // 2))
         for g, name in enumerate(names):
-            limit = np.inf if name[0] == "!" or hours < 24 else float(base.shift_limit[kind, g])
+            limit = None if name[0] == "!" or not budgeted else float(base.shift_limit[kind, g])
             found += _number(kind, name, numbers[kind, g], then_numbers[kind, g], told, limit)
         for i in range(TEXTS):
             for g in np.flatnonzero(moved[kind, i]).tolist():
-                limit = np.inf if names[g][0] == "!" or hours < 24 else float(base.mix_limit[kind, i, g])
+                limit = None if names[g][0] == "!" or not budgeted else float(base.mix_limit[kind, i, g])
                 found += _text(kind, i, names[g], texts[kind, i, g], then_texts[kind, i, g], told, limit)
     return found
 
 
-def _number(kind: int, segment: str, now: Ints, then: Ints, told: frozenset[str], limit: float) -> list[Fault]:
+def _number(kind: int, segment: str, now: Ints, then: Ints, told: frozenset[str], limit: float | None) -> list[Fault]:
     """A number in other units moves as a whole: by a large factor, and nothing stays where it was."""
     n, m = int(now.sum()), int(then.sum())
     if n < MIN_RECORDS // 2 or m < MIN_RECORDS or (overlap := float(np.minimum(now / n, then / m).sum())) > 0.85:
@@ -395,10 +415,17 @@ def _number(kind: int, segment: str, now: Ints, then: Ints, told: frozenset[str]
         detail = f"{field_name} of kind {name} is {factor:.3g} times what it was, all of it: another unit?"
         return [Fault("range", topic, name, field_name, segment, float(2 * surely), factor, detail, told)]
     distance = float(psi(coarse(then), coarse(now))) - 32 / n
-    if n >= MIN_RECORDS and distance > SHIFT_PSI:
+    if n >= MIN_RECORDS and distance > HINT * SHIFT_PSI:
         detail = f"{field_name} of kind {name} is distributed otherwise (median {factor:.2f} times)"
-        return [Fault("shift", topic, name, field_name, segment, distance / SHIFT_PSI, factor, detail, told, distance > limit)]
+        return [Fault("shift", topic, name, field_name, segment, distance / SHIFT_PSI, factor, detail, told, distance > _bound(limit, n))]
     return []
+
+
+def _bound(limit: float | None, n: int) -> float:
+    """What a distance of n records must exceed to page; None = it must not page."""
+    if limit is None:
+        return np.inf
+    return limit if np.isfinite(limit) else (FEW_PSI if n >= 100 else FEWER_PSI)
 
 
 def _middle(counts: Ints, octaves: Floats) -> tuple[float, float]:
@@ -408,7 +435,7 @@ def _middle(counts: Ints, octaves: Floats) -> tuple[float, float]:
     return float(np.interp(0.5, np.cumsum(share), octaves)), float(np.sqrt((share * (octaves - mean) ** 2).sum()))
 
 
-def _text(kind: int, column: int, segment: str, now: Ints, then: Ints, told: frozenset[str], limit: float) -> list[Fault]:
+def _text(kind: int, column: int, segment: str, now: Ints, then: Ints, told: frozenset[str], limit: float | None) -> list[Fault]:
     n, m = int(now.sum()), int(then.sum())
     if n < MIN_RECORDS or m < MIN_RECORDS:
         return []
@@ -418,9 +445,9 @@ def _text(kind: int, column: int, segment: str, now: Ints, then: Ints, told: fro
         detail = f"{now[-1] / n:.1%} of {field_name} of kind {name} are texts never seen before"
         return [Fault("cardinality", topic, name, field_name, segment, float(others / OTHERS), 0.0, detail, told)]
     distance = float(psi(then, now)) - (CATEGORIES + 1) / n
-    if distance > SHIFT_PSI:
+    if distance > HINT * SHIFT_PSI:
         detail = f"the mix of {field_name} of kind {name} has changed"
-        return [Fault("mix", topic, name, field_name, segment, distance / SHIFT_PSI, 0.0, detail, told, distance > limit)]
+        return [Fault("mix", topic, name, field_name, segment, distance / SHIFT_PSI, 0.0, detail, told, distance > _bound(limit, n))]
     return []
 
 
@@ -493,9 +520,9 @@ class Watch:
             if until_ms - length < self.since_ms or self.since_ms < 0 or (length > DAY_MS and (until_ms - MONDAY_MS) % DAY_MS):
                 continue  # a week is looked at once a day
             counters, expected = self.window(until_ms, length)
-            for fault in judge(counters, expected, self.base, hours=length / HOUR_MS):
+            for fault in judge(counters, expected, self.base, hours=length / HOUR_MS, certain=(until_ms - MONDAY_MS) % DAY_MS == 0):
                 key = fault.rule, fault.topic, fault.kind, fault.field, fault.segment
-                if key not in found or found[key].strength < fault.strength:
+                if key not in found or (found[key].pages, found[key].strength) < (fault.pages, fault.strength):
                     found[key] = fault
         for i, topic in enumerate(TOPICS[:-1]):
             silent = until_ms - self.newest_ms[i]

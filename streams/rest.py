@@ -112,6 +112,7 @@ class SupportTicketIn(_Hypothetical, SupportTicket):
 class CustomerProfileIn(_Hypothetical, CustomerProfile):
     """As on `customer-profiles`."""
 
+    kind: Literal["profile"]  # tells it from the others, so it must be there
     signup_date: Annotated[Signup, _SIGNUP] = None
     contract_end: Annotated[ContractEnd, _CONTRACT_END] = None
 

@@ -125,7 +125,7 @@ async function customer(id) {
     at("now").replaceChildren(card("Risk now", percent(score.probability), score.band), card("Band", score.band, score.band),
       card("Status", score.status.replace("_", " ")),
       card("Newest event", fresh.newest_ms ? when(fresh.newest_ms) : "never"),
-      card("Anything newer than this is not in it", fresh.staleness_ms === undefined ? "not known" : fresh.staleness_ms + " ms"));
+      card("Complete up to", fresh.staleness_ms === undefined ? "not known" : fresh.staleness_ms + " ms ago"));
     if (score.last) at("now").append(card("Last score of the stream", `${percent(score.last.probability)} at ${when(score.last.at_ms)}`, score.last.band));
     if (score.status === "unknown") return;
     await Promise.all([why(id), curve(id), facts(id)].map(part => part.catch(error => say(error.message))));

@@ -16,6 +16,7 @@ import grpc
 import httpx
 import jwt
 import numpy as np
+import numpy.typing as npt
 import pytest
 import schemathesis
 import xgboost
@@ -30,10 +31,13 @@ from schemathesis.core.result import Ok
 
 from bench.dashboards import metrics_of, queries
 from bench.generate import generate
-from bench.small_model import PLATT, small
-from features.catalog import NAMES
+from bench.model import labels, vectors
+from bench.small_model import PLATT, manifest_of
+from features.catalog import N_FEATURES, NAMES
 from features.facts import KINDS, TOPICS
-from models import registry
+from models import export, graph, registry
+from models.artifact import Manifest, Tables, pack
+from models.session import Session
 from proto.churn.v1 import churn_pb2 as pb
 from streams.access import ACCESS, Group, Role
 from streams.settings import Settings
@@ -53,6 +57,30 @@ def token(role: str, *, key: str = KEY, **claims: Any) -> str:
     return jwt.encode({"sub": f"{role}@test", "role": role, "aud": "churnstream", "exp": time.time() + 600, **claims}, key, "HS256")
 
 
+@dataclass(frozen=True)
+class Lived:
+    """A model fitted on the vectors of the very stream, so that what happens to a customer moves its scores."""
+
+    booster: xgboost.Booster
+    manifest: Manifest
+    envelope: bytes
+
+    @classmethod
+    def on(cls, x: npt.NDArray[np.float32]) -> Lived:
+        columns = np.arange(N_FEATURES)
+        options = {"objective": "binary:logistic", "max_depth": 3, "eta": 0.3, "tree_method": "hist", "nthread": 1, "seed": 0}
+        booster = xgboost.train(options, xgboost.DMatrix(x, label=labels(x)), 12)
+        forest = export.forest_of(booster, columns, PLATT)
+        onnx = graph.write(forest, N_FEATURES)
+        tables = Tables(export.shares(forest, export.covers(booster)), x[:48], Session(onnx).probabilities(x[:48]))
+        manifest = manifest_of(onnx, tables)
+        return cls(booster, manifest, pack(manifest, onnx, tables))
+
+    def margin(self, x: npt.NDArray[np.float32]) -> float:
+        """What XGBoost itself says, calibrated."""
+        return PLATT.a * float(self.booster.predict(xgboost.DMatrix(x), output_margin=True)[0]) + PLATT.b
+
+
 @dataclass(slots=True)
 class Client:
     """The service as its callers see it. rest: base address; worker: address of its metrics."""
@@ -62,6 +90,7 @@ class Client:
     rest: str
     audit: Path
     worker: str
+    model: Lived
 
     def call(self, method: str, request: Any, *, bearer: str | None = None, timeout_s: float = 10.0) -> Any:
         """The answer to one call, as admin unless a token is given."""
@@ -111,9 +140,9 @@ def client(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     create(deployed)
-    model = small(12, 3)
-    registry.publish(producer_config(deployed), deployed.prefixed("churn-models"), model.manifest, model.envelope)
     generate(EVENTS, customers=40, seed=5, prefix=deployed.topic_prefix, config=producer_config(deployed), start_ms=START_MS)
+    model = Lived.on(vectors(deployed, EVENTS))
+    registry.publish(producer_config(deployed), deployed.prefixed("churn-models"), model.manifest, model.envelope)
     deployment = Deployment(deployed, environment, directory)
     worker = deployment.start(CHURN_METRICS_PORT=str(port))
     served = nursery().start(
@@ -125,7 +154,7 @@ def client(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         where = json.loads((directory / "serve.out").read_text())
         deployment.until(lambda: deployment.count() == EVENTS)
         with grpc.insecure_channel(where["grpc"]) as channel:
-            yield Client(deployment, channel, f"http://{where['rest']}", directory / "audit", f"http://127.0.0.1:{port}")
+            yield Client(deployment, channel, f"http://{where['rest']}", directory / "audit", f"http://127.0.0.1:{port}", model)
         served.terminate()
         assert served.wait(15) == 0, (directory / "serve.err").read_text()
     finally:
@@ -168,14 +197,12 @@ def test_a_score_looked_up_at_its_own_time_is_the_emitted_one(client: Client) ->
 
 
 def test_an_explanation_is_complete_and_adds_up_to_the_margin_of_xgboost(client: Client) -> None:
-    model = small(12, 3)
     for customer in list(newest(client.scores()))[:5]:
         made = client.call("Explain", pb.ExplainRequest(customer_id=customer))
         features = client.call("GetFeatures", pb.GetFeaturesRequest(customer_id=customer, at_ms=made.score.at_ms))
         assert features.vector_hash == made.score.vector_hash
         vector = np.array([[one.value if one.HasField("value") else np.nan for one in features.features]], np.float32)
-        raw = model.booster.predict(xgboost.DMatrix(vector[:, model.columns]), output_margin=True)[0]
-        margin = PLATT.a * float(raw) + PLATT.b
+        margin = client.model.margin(vector)
         assert abs(made.bias + sum(part.contribution for part in made.contributions) - margin) < 1e-5
         assert abs(made.margin - margin) < 1e-5
         assert abs(1 / (1 + np.exp(-made.margin)) - made.score.probability) < 1e-6

@@ -31,7 +31,7 @@ def test_the_observer_reaches_what_one_of_two_causes_can_tell() -> None:
     half = [Part(part.seen[:, :1], part.y) for part in (early, late, test)]
     score = attainable.observer(half[0], half[1], half[2], known)
     best = evaluate.auc(test.y, test.seen[:, 0])
-    assert best - 0.01 < evaluate.auc(test.y, score.test) < evaluate.auc(test.y, p) - 0.05
+    assert best - 0.01 < evaluate.auc(test.y, score.test) < evaluate.auc(test.y, p) - 0.02
 
 
 def test_figures_by_hand() -> None:

@@ -46,6 +46,11 @@ def done(home: Path) -> Run:
     return trained(home, more=True)
 
 
+@pytest.fixture(scope="module")
+def body(done: Run) -> dict[str, Any]:
+    return report.body(done.trained, done.gates, done.safety, {"blind_spots": done.blind, "warnings": ["<odd>"]}, draws=20)
+
+
 def test_from_nothing_to_a_gate_table(done: Run, home: Path) -> None:
     manifest = done.trained.manifest
     found = simulated_training.report(done)
@@ -74,9 +79,8 @@ def test_the_same_seed_gives_the_same_model(done: Run, tmp_path: Path) -> None:
     assert again.trained.envelope == done.trained.envelope
 
 
-def test_an_evaluation_is_kept_and_its_page_needs_nothing_else(done: Run, tmp_path: Path) -> None:
+def test_an_evaluation_is_kept_and_its_page_needs_nothing_else(done: Run, body: dict[str, Any], tmp_path: Path) -> None:
     names = simulated_training.group_names(Settings())
-    body = report.body(done.trained, done.gates, done.safety, {"blind_spots": done.blind, "warnings": ["<odd>"]}, draws=20)
     home = evaluations.save(tmp_path, done.trained, body, names)
     assert evaluations.find(tmp_path, None) == evaluations.find(tmp_path, home.name[:8]) == home
     kept, rows = evaluations.body_of(home), evaluations.rows_of(home)
@@ -101,8 +105,7 @@ def command(home: Path, *words: str) -> tuple[int, Any]:
     return 0 if found.exception is None else 1, orjson.loads(said[-1]) if said else found.exception
 
 
-def test_the_commands_that_read_an_evaluation(done: Run, home: Path, tmp_path: Path) -> None:
-    body = report.body(done.trained, done.gates, done.safety, {}, draws=10)
+def test_the_commands_that_read_an_evaluation(done: Run, body: dict[str, Any], home: Path, tmp_path: Path) -> None:
     evaluations.save(home / "evaluations", done.trained, body, simulated_training.group_names(Settings()))
     failed, shown = command(home, "report", "--out", str(tmp_path / "page.html"))
     assert (failed, shown["model"]["digest"]) == (0, done.trained.digest)
@@ -122,7 +125,7 @@ def test_the_commands_that_read_an_evaluation(done: Run, home: Path, tmp_path: P
 
 def test_build_dataset_gives_the_same_digest_twice_and_stops_at_a_leak(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (simulation,) = home.glob("simulated-*")
-    words = ("build-dataset", "--simulation", str(simulation), "--label", "silent-30d", "--step-days", "60")
+    words = ("build-dataset", "--simulation", str(simulation), "--label", "silent-30d", "--step-days", "45")
     failed, first = command(home, *words)
     assert (failed, command(home, *words)[1]["digest"]) == (0, first["digest"])
     assert 0 < first["labelled"] < first["rows"]
