@@ -54,7 +54,12 @@ def send(rate: float) -> None:
     names = [settings.prefixed(name) for name in ("transactions", "logins", "support-tickets")]
     producer = Producer({**producer_config(settings), "linger.ms": 1})
     ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+    def until_closed() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=until_closed, daemon=True).start()
     chunks: list[list[tuple[int, str, bytes]]] = []
 
     def make() -> None:

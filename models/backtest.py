@@ -120,7 +120,7 @@ def run(
             continue
         if frozen is None:
             frozen = Session(trained_onnx(trained.envelope))
-        score = trained.test_score
+        score = trained.score(test.x)
         manifest: dict[str, Any] = trained.manifest.model_dump()
         figures: dict[str, Any] = {
             "period": period.name,

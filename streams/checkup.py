@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from features.facts import TOPICS
 from features.redis_health import refusal
-from models.registry import CHAMPION
+from models.ledger import CHAMPION
 from models.registry import read as read_models
 from proto.errors import ArtifactRejected, ChurnError, DependencyUnreachable
 from streams.freshness import kafka_ends
