@@ -41,7 +41,7 @@ BLOCK: Final = 20
 QUIET_S: Final = 6.0
 APART_S: Final = 0.5
 ROLLBACKS: Final = 3
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 120.0
 TICK_S: Final = 0.0005
 FACT_BYTES: Final = 80
 

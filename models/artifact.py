@@ -6,6 +6,7 @@ Everything little-endian. The manifest holds the sha256 of graph and tables, and
 """
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -16,7 +17,7 @@ import orjson
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from features.catalog import LAYOUT_HASH, N_FEATURES
+from features.catalog import LAYOUT_HASH, N_FEATURES, NAMES
 from models import graph
 from models.graph import Forest
 from models.signature import envelope_of
@@ -197,6 +198,8 @@ def unpack(envelope: bytes, *, digest: str | None = None, layout_hash: str = LAY
 
     forest = graph.read(onnx, n_features)
     _check_tables(tables, forest)
+    for what in contradictions(manifest, forest, NAMES if n_features == N_FEATURES else ()):
+        raise ArtifactRejected(f"model artifact refused: {what}")
     return Artifact(manifest, found, onnx, forest, tables)
 
 
@@ -224,6 +227,36 @@ def _check_manifest(manifest: Manifest, layout_hash: str) -> None:
         raise ArtifactRejected("model artifact refused: the medium threshold is not below the high one")
 
 
+def contradictions(manifest: Manifest, forest: Forest, names: Sequence[str]) -> Iterator[str]:
+    """What a manifest says that cannot be: against the trees, against the gates every model has passed, against itself.
+
+    names: of the columns of a vector; () leaves the features out. Figures a manifest does not state are not asked for.
+    """
+    used = set(manifest.features_used)
+    asked = {names[column] for column in np.unique(forest.feature[forest.feature >= 0]).tolist()} if names else set()
+    if asked - used:
+        yield f"its trees ask for {min(asked - used)}, which is not among the features it says it uses"
+    if names and used - set(names):
+        yield f"it says it uses {min(used - set(names))}, which is no feature of this layout"
+    for gate, bound in (("onnx_parity_max", 1e-5), ("threshold_flips", 0), ("batch_dependent_rows", 0)):
+        reached = manifest.gates.get(gate, 0)
+        if not isinstance(reached, int | float) or not 0 <= reached <= bound:
+            yield f"gate {gate} = {reached}, the bound is {bound:g}"
+    constants = [manifest.calibration.slope, manifest.calibration.offset]
+    if manifest.training.get("platt", constants) != constants:
+        yield f"calibrated by {constants}, trained with {manifest.training['platt']}"
+    for part, figures in manifest.metrics.items():
+        if not isinstance(figures, dict):
+            continue
+        for name in ("auc", "brier", "base_rate", "mean_score", "average_precision"):
+            value = figures.get(name)
+            if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 1):
+                yield f"{part} {name} = {value} is none"
+        auc, interval = figures.get("auc"), figures.get("auc_interval")
+        if isinstance(auc, float) and isinstance(interval, list) and None not in interval and not interval[0] <= auc <= interval[-1]:  # type: ignore[operator]
+            yield f"{part} AUC {auc} lies outside its interval {interval}"
+
+
 def _check_tables(tables: Tables, forest: Forest) -> None:
     share = tables.share
     if len(share) != forest.n_nodes:
@@ -233,5 +266,7 @@ def _check_tables(tables: Tables, forest: Forest) -> None:
     if len(tables.golden) == 0:
         raise ArtifactRejected("model artifact refused: it has no golden rows")
     golden = tables.golden_probability
+    if len(golden) > 1 and forest.n_nodes > len(forest.root) and golden.min() == golden.max():
+        raise ArtifactRejected(f"model artifact refused: all {len(golden)} golden rows score the same")
     if not np.all((golden >= 0) & (golden <= 1)):
         raise ArtifactRejected("model artifact refused: a golden probability is not one")
