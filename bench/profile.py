@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -69,7 +69,7 @@ class _Threads:
 
     def by_kind(self) -> dict[str, float]:
         """Seconds of the client's threads, the main one and the others."""
-        kinds: Counter[str] = Counter()
+        kinds: dict[str, float] = defaultdict(float)
         for thread, (name, seconds) in self.seconds.items():
             kinds["client" if name.startswith("rdk:") else "loop" if thread == self.pid else "others"] += seconds
         return dict(kinds)
