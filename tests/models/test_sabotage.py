@@ -162,7 +162,7 @@ def test_20_good_artifacts_are_accepted() -> None:
         made(m, gates={}),
         made(m, training={}),
         made(m, tables=replace(t, golden=t.golden[:1], golden_probability=t.golden_probability[:1])),
-        made(m, features_used=[name for name in m.manifest.features_used]),
+        made(m, features_used=list(m.manifest.features_used)),
         made(m, name="other"),
     ]
     for envelope in good:
