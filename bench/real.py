@@ -123,11 +123,11 @@ def run(task: Task, data: Path, learners: str) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get(DATA, "data")), help=f"directory of the sets; default ${DATA}, else data"
-    )
+    shared = ROOT.parent / "shared" / "data"
+    default = Path(os.environ.get(DATA) or (shared if shared.is_dir() else ROOT / "data"))
+    parser.add_argument("--data", type=Path, default=default, help=f"directory of the sets; default: ${DATA}, ../shared/data, data")
     parser.add_argument("--only", action="append", help="a task by name; may be repeated")
-    parser.add_argument("--learners", default="all", help="as for `churnstream models train`")
+    parser.add_argument("--learners", default="xgboost-d3,xgboost-d4,xgboost,logistic", help="as for `churnstream models train`")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     given = parser.parse_args()
     found, left_out = {}, []

@@ -299,6 +299,7 @@ def main() -> int:
     result = {
         "sabotaged": len(refused),
         "refused": sum(bool(why) for why in refused.values()),
+        "not_refused": sum(not why for why in refused.values()),
         "let_through": [name for name, why in refused.items() if not why],
         "sound": len(good),
         "accepted": sum(not why for why in good.values()),
