@@ -85,6 +85,7 @@ function draw() {
     body.prepend(row);
   }
   queue = [];
+  at("none").hidden = true;
   while (body.rows.length > SHOWN) body.deleteRow(-1);
 }
 
