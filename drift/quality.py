@@ -23,7 +23,7 @@ COLUMNS: Final[tuple[tuple[str, ...], ...]] = (
     ("wait_seconds", "ticket_id", "category", "channel", "csat", "priority", "", "nps"),
     ("signup_date", "plan", "segment", "region", "age_band", "", "", ""),
 )
-"""By topic: names of the eight watched fields; the first is the number in VALUE, then A, B, C, D (a ticket has its CSAT there), then LEVEL's."""
+"""By topic: names of the eight watched fields: the number in VALUE, then A, B, C, D (of a ticket its CSAT), then parts of LEVEL."""
 FIELDS: Final = 8
 TEXTS: Final = 4
 CATEGORIES: Final = 12

@@ -43,7 +43,8 @@ GROUPS: dict[str, Group] = {
     "explain": Group("streams.commands.explain", "Why a customer was scored so, then; the score made again."),
     "replay": Group("streams.commands.replay", "What another model would have said, beside what was scored."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
-    "drift": Group("streams.commands.drift", "Whether the scores have moved."),
+    "drift": Group("streams.commands.drift", "Whether scores, features and records have moved, and why."),
+    "outcomes": Group("streams.commands.outcomes", "What became of the scored customers, and how good the scores were."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 
