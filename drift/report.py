@@ -21,7 +21,7 @@ MODERATE, LARGE = 0.10, 0.25
 """Customary readings of PSI."""
 ACTIONS: Final = {
     "repair-upstream": "Repair the source named below. Do not retrain: a model fitted to damaged records is damaged itself.",
-    "review-and-retrain": "Look at the features named below; if the change is real and stays, train a challenger and let it pass the gates.",
+    "review-and-retrain": "Look at the features named below; if the change is real and stays, train a challenger and let the gates judge.",
     "watch": "Nothing to do now. Some series have moved moderately; see whether they go on.",
     "none": "Nothing to do.",
 }
