@@ -107,27 +107,35 @@ def _cause(nature: Nature, topic: str, faults: list[Fault], moved: Mapping[str, 
         topic,
         kinds,
         best.field,
-        _where(best, faults, segments),
+        _where(faults, segments),
         best.strength * weight * support if nature == "breakage" else best.strength * support,
         tuple(fitting[:TOP]),
         best.detail,
     )
 
 
-def _where(best: Fault, faults: Iterable[Fault], segments: Sequence[str]) -> tuple[str, ...]:
-    """The segments in which the strongest symptom shows; ("all",) when it does in most, or in the rest too, or cannot be told."""
-    same = {f.segment: f for f in faults if (f.rule, f.kind, f.field) == (best.rule, best.kind, best.field)}
-    own = {name: fault.strength for name, fault in same.items() if name in segments}
-    if not own:
-        return (ALL,)
-    least = HALF**2 if best.rule in ("shift", "mix") else HALF
-    clear = [name for name in own if own[name] >= least * max(own.values())]
-    first = max(own, key=lambda name: own[name])
-    rest = f"!{first}"
-    # One segment alone: what it does to everybody is a thinner copy of it. Where nobody can see the rest, it is everybody.
-    if len(clear) > len(segments) / 2 or rest not in best.told or (rest in same and _alike(same[rest], same[first])):
-        return (ALL,)
-    return tuple(sorted(clear, key=lambda name: -own[name]))
+def _where(faults: Sequence[Fault], segments: Sequence[str]) -> tuple[str, ...]:
+    """The segments in which the strongest symptom that can tell shows; ("all",) when it does in most, in the rest too, or none can tell.
+
+    faults: strongest first.
+    """
+    symptoms = list(dict.fromkeys((f.rule, f.kind, f.field) for f in faults))
+    for symptom in symptoms:
+        same = {f.segment: f for f in faults if (f.rule, f.kind, f.field) == symptom}
+        own = {name: fault.strength for name, fault in same.items() if name in segments}
+        if not own or max(own.values()) < HALF:
+            continue
+        first = max(own, key=lambda name: own[name])
+        rest = f"!{first}"
+        if rest not in same[first].told:
+            continue  # where nobody can see the rest, the next symptom may
+        least = HALF**2 if symptom[0] in ("shift", "mix") else HALF
+        clear = [name for name in own if own[name] >= least * own[first]]
+        # One segment alone: what it does to everybody is a thinner copy of it.
+        if len(clear) > len(segments) / 2 or (rest in same and _alike(same[rest], same[first])):
+            return (ALL,)
+        return tuple(sorted(clear, key=lambda name: -own[name]))
+    return (ALL,)
 
 
 def _alike(rest: Fault, one: Fault) -> bool:

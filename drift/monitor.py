@@ -125,15 +125,9 @@ class Monitor:
             self._week.append((start_ms, counts.astype(np.int64), expected))
         return found + self._levels_moved(start_ms, cell, counts)
 
-    def recent(self, since_ms: int) -> tuple[Ints, Floats]:
-        """Counts found and expected (S, G + 1, BINS) of the days since then, of the last seven at most."""
-        found, wanted = self._counts.copy(), self._wanted.copy()
-        if self.baseline.block_ms >= DAY_MS:
-            found, wanted = np.zeros_like(found), np.zeros_like(wanted)
-        for at, counts, expected in self._week:
-            if at + DAY_MS > since_ms:
-                found, wanted = found + counts, wanted + expected
-        return found, wanted
+    def limits(self, detector: Literal["psi", "ks"], window: Literal["block", "day"]) -> Floats:
+        """Thresholds (S, G + 1) of a distance within the budget."""
+        return self._limit[detector, window]
 
     def _close_day(self) -> list[Finding]:
         start = self._day * DAY_MS + MONDAY_MS

@@ -23,7 +23,7 @@ COLUMNS: Final[tuple[tuple[str, ...], ...]] = (
     ("wait_seconds", "ticket_id", "category", "channel", "csat", "priority", "", "nps"),
     ("signup_date", "plan", "segment", "region", "age_band", "", "", ""),
 )
-"""By topic: names of the eight watched fields: the number in VALUE, then A, B, C, D (a ticket has its CSAT there), then LEVEL's."""
+"""By topic: names of the eight watched fields: the number in VALUE, then A, B, C, D (of a ticket its CSAT), then parts of LEVEL."""
 FIELDS: Final = 8
 TEXTS: Final = 4
 CATEGORIES: Final = 12
@@ -292,6 +292,10 @@ NULLS, BROKEN, TWICE, OTHERS = 0.15, 0.02, 0.05, 0.10
 STALL: Final = 0.05
 VOLUME_Z: Final = 4.0
 VOLUME_FACTOR: Final = 1.35
+WEEK_UNREST: Final = 0.6
+"""Of the unrest of a day that is left in a week: days are not independent, or it would be 0.38."""
+TELLS, TELLS_MIX = 10, 60
+"""Records of a segment from which it is seen whether its volume, or its distribution, has moved too."""
 UNIT_FACTOR: Final = 5.0
 SHIFT_PSI: Final = 0.25
 HINT: Final = 0.4
@@ -325,6 +329,8 @@ def _volumes(counters: Counters, expected: Floats, base: Normal, hours: float, b
     names = _names(base)
     got, wanted = _parts(counters.kinds), np.maximum(_parts(expected), 0)
     unrest = np.concatenate([base.unrest, np.repeat(base.unrest[:, :1], len(base.segments), axis=1)], axis=1)
+    if hours > 24:
+        unrest = unrest * WEEK_UNREST
     for i, topic in enumerate(TOPICS):
         if i == len(TOPICS) - 1:
             continue  # profiles come when somebody changes something: no flow that could stall
@@ -341,7 +347,7 @@ def _volumes(counters: Counters, expected: Floats, base: Normal, hours: float, b
         if kind not in KIND_NAMES:
             continue
         name, strength = KIND_NAMES[kind], float(z[kind, g]) / VOLUME_Z
-        told = frozenset(names[i] for i in np.flatnonzero(enough[kind]))
+        told = frozenset(names[i] for i in np.flatnonzero(wanted[kind] >= TELLS))
         if wanted[kind, g] >= MIN_RECORDS and got[kind, g] <= STALL * wanted[kind, g] and strength >= 1:
             detail = f"{got[kind, g]} records of kind {name} instead of about {wanted[kind, g]:.0f} in {hours:g} h"
             found.append(Fault("stall", topic_of(kind), name, "", names[g], strength, float(factor[kind, g]), detail, told))
@@ -391,17 +397,21 @@ def _fields(counters: Counters, base: Normal, budgeted: bool) -> list[Fault]:
                 detail = f"{field_name} is given in {counters.present[kind, i] / n:.1%} of kind {kind_name}, {before:.1%} before"
                 found.append(Fault("nulls", topic, kind_name, field_name, ALL, float(gone / (NULLS * max(before, 0.3))), 0.0, detail))
         told = frozenset(names[g] for g in np.flatnonzero(numbers[kind].sum(axis=-1) >= MIN_RECORDS // 2))
+        told_shift = frozenset(names[g] for g in np.flatnonzero(numbers[kind].sum(axis=-1) >= TELLS_MIX))
         for g, name in enumerate(names):
             limit = None if name[0] == "!" or not budgeted else float(base.shift_limit[kind, g])
-            found += _number(kind, name, numbers[kind, g], then_numbers[kind, g], told, limit)
+            found += _number(kind, name, numbers[kind, g], then_numbers[kind, g], told, told_shift, limit)
         for i in range(TEXTS):
+            told = frozenset(names[g] for g in np.flatnonzero(texts[kind, i].sum(axis=-1) >= TELLS_MIX))
             for g in np.flatnonzero(moved[kind, i]).tolist():
                 limit = None if names[g][0] == "!" or not budgeted else float(base.mix_limit[kind, i, g])
                 found += _text(kind, i, names[g], texts[kind, i, g], then_texts[kind, i, g], told, limit)
     return found
 
 
-def _number(kind: int, segment: str, now: Ints, then: Ints, told: frozenset[str], limit: float | None) -> list[Fault]:
+def _number(
+    kind: int, segment: str, now: Ints, then: Ints, told: frozenset[str], told_shift: frozenset[str], limit: float | None
+) -> list[Fault]:
     """A number in other units moves as a whole: by a large factor, and nothing stays where it was."""
     n, m = int(now.sum()), int(then.sum())
     if n < MIN_RECORDS // 2 or m < MIN_RECORDS or (overlap := float(np.minimum(now / n, then / m).sum())) > 0.85:
@@ -415,6 +425,7 @@ def _number(kind: int, segment: str, now: Ints, then: Ints, told: frozenset[str]
         detail = f"{field_name} of kind {name} is {factor:.3g} times what it was, all of it: another unit?"
         return [Fault("range", topic, name, field_name, segment, float(2 * surely), factor, detail, told)]
     distance = float(psi(coarse(then), coarse(now))) - 32 / n
+    told = told_shift
     if n >= MIN_RECORDS and distance > HINT * SHIFT_PSI:
         detail = f"{field_name} of kind {name} is distributed otherwise (median {factor:.2f} times)"
         return [Fault("shift", topic, name, field_name, segment, distance / SHIFT_PSI, factor, detail, told, distance > _bound(limit, n))]

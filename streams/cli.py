@@ -47,9 +47,10 @@ GROUPS: dict[str, Group] = {
     "changes": Group("streams.commands.changes", "Why scores moved: events, time, corrections, models."),
     "backtest": Group("streams.commands.backtest", "How good models would have been, period after period."),
     "tail": Group("streams.commands.tail", "Show the last scores, or follow them."),
-    "drift": Group("streams.commands.drift", "Whether the scores have moved."),
     "status": Group("streams.commands.status", "Where the deployment stands: partitions, lag, model."),
     "doctor": Group("streams.commands.doctor", "Whether everything is there that the service needs."),
+    "drift": Group("streams.commands.drift", "Whether scores, features and records have moved, and why."),
+    "outcomes": Group("streams.commands.outcomes", "What became of the scored customers, and how good the scores were."),
     "config": Group("streams.commands.config", "Show every setting and where its value comes from."),
 }
 

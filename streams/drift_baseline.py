@@ -14,18 +14,19 @@ import orjson
 from drift.baseline import fit
 from drift.budget import Budget
 from drift.quality import Normal, Vocabulary, Watch, normal
+from drift.report import Report, compare
 from drift.series import MONDAY_MS, Tally, edges_of
 from drift.sources import FEATURES, SCORE, WATCHED
 from features.facts import TIME, TOPICS
 from features.window import DAY_MS, HOUR_MS
-from proto.errors import BadInput, DependencyUnreachable
+from proto.errors import BadInput, BadUsage, DependencyUnreachable
 from streams.codec import RawMessage
-from streams.drift_state import BASELINE
+from streams.drift_state import BASELINE, latest
 from streams.drifting import Reference, Segments, _Score, chosen, numbers
 from streams.feature_log import Vectors, once, read
 from streams.log import KafkaLog
 from streams.settings import Settings
-from streams.topics import DRIFT_STATE, client_config, producer_config
+from streams.topics import DRIFT, DRIFT_STATE, client_config, producer_config
 from streams.topics import FEATURES as FEATURE_TOPIC
 from streams.topics import SCORES as SCORE_TOPIC
 from streams.training import decoder
@@ -51,7 +52,7 @@ def make(settings: Settings, *, from_ms: int | None, to_ms: int | None, days: in
 
 def _make(settings: Settings, source: KafkaLog, from_ms: int | None, to_ms: int | None, days: int, share: float) -> Reference:
     inputs = [settings.prefixed(topic) for topic in TOPICS]
-    customers, at, probability = _scores(source, settings.prefixed(SCORE_TOPIC), share)
+    _, customers, at, probability = _scores(source, settings.prefixed(SCORE_TOPIC), share)
     if not len(at):
         raise BadInput("no score by a model on the topic yet: nothing to make a drift baseline from")
     until = int(at.max()) // HOUR_MS * HOUR_MS if to_ms is None else to_ms
@@ -83,6 +84,43 @@ def _make(settings: Settings, source: KafkaLog, from_ms: int | None, to_ms: int 
     return Reference(base, usual, settings.drift_segment, share)
 
 
+def recent(settings: Settings, *, days: int) -> Report:
+    """The last `days` against the published baseline: a row per score by a model, with its vector where it was logged.
+
+    Raises BadUsage without a baseline, BadInput without scores.
+    """
+    source = KafkaLog(client_config(settings), timeout_s=settings.dependency_timeout_s)
+    try:
+        stored = latest(source, settings.prefixed(DRIFT_STATE))
+        if BASELINE not in stored:
+            raise BadUsage("there is no drift baseline yet; make one with `churnstream drift baseline`")
+        reference = Reference.from_bytes(stored[BASELINE])
+        places, customers, at, probability = _scores(source, settings.prefixed(SCORE_TOPIC), reference.share)
+        if not len(at):
+            raise BadInput("no score by a model on the topic yet: nothing to report")
+        since = int(at.max()) + 1 - days * DAY_MS
+        segments = Segments(reference.segment_field, reference.baseline.segments)
+        for _, messages in _messages(source, settings.prefixed(TOPICS[-1])):
+            segments.learn(messages)
+        row = {place: i for i, (place, when) in enumerate(zip(places, at.tolist(), strict=True)) if when >= since}
+        rows = np.array(list(row.values()))
+        values = np.full((len(at), len(reference.baseline.series)), np.nan)
+        values[:, 0] = probability
+        if reference.features:
+            for part in _features(source, settings.prefixed(FEATURE_TOPIC), reference.share, since, 2**62):
+                c = part.columns
+                where = zip(c["topic"].tolist(), c["partition"].tolist(), c["offset"].tolist(), strict=True)
+                known = np.array([row.get((TOPICS[topic], partition, offset), -1) for topic, partition, offset in where])
+                values[known[known >= 0], 1:] = c["vector"][known >= 0][:, WATCHED]
+        who = segments.of([customers[i] for i in rows.tolist()])
+        verdicts = [
+            orjson.loads(message.value() or b"{}") for _, messages in _messages(source, settings.prefixed(DRIFT)) for message in messages
+        ]
+        return compare(reference.baseline, at[rows], values[rows], who, verdicts=verdicts, budget=Budget(settings.drift_pages))
+    finally:
+        source.close()
+
+
 def publish(settings: Settings, reference: Reference) -> None:
     """Put the baseline where the watch finds it; its detectors begin anew. Returns when the broker has it."""
     from confluent_kafka import KafkaException, Producer
@@ -106,10 +144,14 @@ def _messages(source: KafkaLog, topic: str) -> Iterator[tuple[int, list[RawMessa
             yield partition, messages
 
 
-def _scores(source: KafkaLog, topic: str, share: float) -> tuple[list[str], IntArray, npt.NDArray[np.float64]]:
-    """Customers, instants and probabilities of the scores by a model. Repetitions are left out by id."""
+Place = tuple[str, int, int]
+"""Topic (without prefix), partition and offset of the event a score is of."""
+
+
+def _scores(source: KafkaLog, topic: str, share: float) -> tuple[list[Place], list[str], IntArray, npt.NDArray[np.float64]]:
+    """Places, customers, instants and probabilities of the scores by a model; of repeated ones the first."""
     decode = msgspec.json.Decoder(_Score).decode
-    found: dict[tuple[str, int, int], tuple[str, int, float]] = {}
+    found: dict[Place, tuple[str, int, float]] = {}
     for partition, messages in _messages(source, topic):
         for message in messages:
             if chosen(message.key(), share):
@@ -117,7 +159,12 @@ def _scores(source: KafkaLog, topic: str, share: float) -> tuple[list[str], IntA
                 if not score.fallback:
                     found.setdefault((score.source.topic, partition, score.source.offset), (score.customer_id, score.at, score.probability))
     rows = list(found.values())
-    return [row[0] for row in rows], np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], np.float64)
+    return (
+        list(found),
+        [row[0] for row in rows],
+        np.array([row[1] for row in rows], np.int64),
+        np.array([row[2] for row in rows], np.float64),
+    )
 
 
 def _segments(source: KafkaLog, topic: str, field: str) -> Segments:

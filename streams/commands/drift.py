@@ -110,3 +110,27 @@ def watch(
     summary = DriftWatch(settings, client_config(settings, where.kafka), afresh=afresh, until_idle_s=until_idle).run()
     console.say(f"{summary['records']:,} records, {summary['scores']:,} scores, {summary['verdicts']} verdicts")
     console.result(summary)
+
+
+@app.command(epilog="Example: churnstream drift report --days 7 --out drift.html --json")
+def report(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page goes.")] = Path("drift.html"),
+    days: Annotated[int, typer.Option(min=1, help="The last so many days of the scores on the topic.")] = 7,
+    json_output: Json = False,
+) -> None:
+    """Scores and logged features of the last days against the baseline, as one HTML page, and the action that follows."""
+    import time
+
+    from drift.report import html
+    from streams.console import Console
+    from streams.drift_baseline import recent
+    from streams.settings import load
+
+    console = Console(json_output=json_output)
+    found = recent(load(), days=days)
+    page = html(found, time.time_ns() // 1_000_000)
+    out.write_text(page, encoding="utf-8")
+    result = found.json()
+    console.say(f"{found.events:,} rows; moved: {', '.join(result['moved'][:8]) or 'nothing'}; {found.action}: {result['advice']}")
+    console.say(f"{out}, {len(page) / 1_000:.0f} kB")
+    console.result({**result, "file": str(out), "bytes": len(page.encode())})
