@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,8 @@ from bench.faults import ledger, mutants, sim_campaign
 from bench.faults.nemesis import FAULTS
 
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
+LARGE: Final = 50
+"""Rounds from which a commit has a row of its own."""
 SOAK: Final = Path(__file__).parent / "soak.jsonl"
 
 
@@ -61,9 +64,24 @@ def totals(lines: Sequence[ledger.Line]) -> str:
             f"{f['graceful_rounds']}, {f['graceful_raw_duplicates']} raw duplicates, longest {_s(f['graceful_stop_max_s'])}",
         ),
         ("largest resident memory of a worker", f"{f['max_rss_mb']} MB"),
-        ("commits", ", ".join(sorted({line["commit"] for line in lines}))),
+        ("commits", str(len({line["commit"] for line in lines}))),
     ]
-    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows) + "\n" + _by_commit(lines)
+
+
+def _by_commit(lines: Sequence[ledger.Line]) -> str:
+    """Rounds of the commits with 50 or more, the newest last; the others together."""
+    order = list(dict.fromkeys(line["commit"] for line in lines))
+    parts = {commit: [line for line in lines if line["commit"] == commit] for commit in order}
+    large = [(commit, part) for commit, part in parts.items() if len(part) >= LARGE]
+    rest = [line for part in parts.values() if len(part) < LARGE for line in part]
+    rows = ["| commit | rounds | faults, least rounds of one | violated | failure rate of a round, 95 % bound |\n|---|---|---|---|---|\n"]
+    for name, part in [*([(f"{len(order) - len(large)} earlier", rest)] if rest else []), *large]:
+        counts = Counter(line["fault"] for line in part)
+        violated = sum(bool(line.get("violations")) for line in part)
+        bound = f"{300 / len(part):.2f} %" if not violated else "-"
+        rows.append(f"| {name} | {len(part)} | {len(counts)}, {min(counts.values())} | {violated} | {bound} |\n")
+    return "".join(rows)
 
 
 def violations(lines: Sequence[ledger.Line]) -> str:
