@@ -451,8 +451,13 @@ class Ingest:
             if isinstance(claim, BaseException):
                 raise claim
             if self._wants(claim):
-                self.owner.restored(claim)
                 merge = self._merge(consumer, claim)
+                if merge is None:
+                    with self._lock:
+                        del self._waiting[claim.partition]
+                        self._dropped[claim.partition] = self.clock_s() + AGAIN_S
+                    continue
+                self.owner.restored(claim)
                 with self._lock:
                     if self._waiting.pop(claim.partition, None) is not None:  # else dropped meanwhile
                         self._merges[claim.partition] = merge
@@ -467,8 +472,12 @@ class Ingest:
             log.info("reading partitions %s", begun)
             self.ready()
 
-    def _merge(self, consumer: Consumer, claim: Claim) -> Merge:
-        """The merge of a partition with its buffers at the first record to read."""
+    def _merge(self, consumer: Consumer, claim: Claim) -> Merge | None:
+        """The merge of a partition with its buffers at the first record to read; None when that was deleted since the restore.
+
+        Either this worker was frozen meanwhile, and others have handled what is gone: the next poll says so. Or nobody has: then the
+        claim is made again, and it is for the restore to find a way or to say that there is none.
+        """
         s = self.settings
         ticks = Ticks(s.tick_ms, stand(claim.counters), claim.counters.get("arrived_ms", 0)) if s.tick_ms else None
         merge = Merge.of(claim, ticks)
@@ -476,10 +485,8 @@ class Ingest:
             low, high = self._ends(consumer, topic, claim.partition)
             start = merge.applied[TOPICS[buffer.topic]] + 1
             if start < low:
-                raise InvariantBroken(
-                    f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic now begins at {low}: "
-                    "records in between were deleted unread; rebuild the state or set the offsets on purpose"
-                )
+                log.warning("%s[%d]: what follows offset %d was deleted unread; claimed again soon", topic, claim.partition, start - 1)
+                return None
             if start > high:
                 raise InvariantBroken(
                     f"{topic}[{claim.partition}]: handled up to offset {start - 1}, but the topic ends at {high}: recreated or truncated"

@@ -6,11 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import NoReturn
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 import streams.ingest
 from features.facts import TOPICS
@@ -290,3 +292,40 @@ def test_an_open_batch_larger_than_the_bounds_is_read_to_its_end(settings: Setti
     ingest.stop()
     assert ingest.join(20)
     assert (len(taken[0]), taken[0].recovered) == (4_000, True)
+
+
+class Behind(Owning):
+    """An owner of partitions in which two logins were handled."""
+
+    def assign(self, partition: int, nonce: str) -> Claim:
+        fresh = super().assign(partition, nonce)
+        return replace(fresh, applied={**fresh.applied, TOPICS[1]: 1})
+
+
+def test_records_deleted_between_restore_and_reading_are_a_reason_to_claim_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulation, seed 16071: a worker frozen there ended with an error for people; its successors had handled what was gone."""
+    monkeypatch.setattr(streams.ingest, "AGAIN_S", 0.2)
+    settings = settings.model_copy(update={"partitions": 1})
+    create(settings)
+    producer = Producer(producer_config(settings))
+    for _ in range(10):
+        producer.produce(settings.prefixed("logins"), b"{", "c")
+    assert producer.flush(60) == 0
+    logins = TopicPartition(settings.prefixed("logins"), 0, 8)
+    AdminClient(client_config(settings)).delete_records([logins])[logins].result(10)
+    owner = Behind()
+    inputs = [settings.prefixed(topic) for topic in TOPICS]
+    ingest = Ingest(
+        IngestSettings(client_config(settings), settings.group_id, inputs, 10, 0.01, 4_000, 10),
+        Decoder(currency="EUR", rates={}, future_ms=0, max_bytes=1_000, digest_key=b"k"),
+        owner,
+        lambda: None,
+    )
+    ingest.start()
+    until(lambda: len(owner.claimed_at) > 2 or ingest.failure is not None)
+    assert ingest.failure is None
+    ingest.stop()
+    assert ingest.join(20)
+    assert not ingest.take()
