@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 from cryptography import x509
@@ -31,7 +29,7 @@ from streams.access import ALL, FIELDS, Audit, Caller, Group, RateLimits, Role, 
 from streams.freshness import Freshness
 from streams.grpc_server import GrpcServer, Tls
 from streams.refusal import Code, Refusal
-from streams.serve import http_server, loopback, tls_of
+from streams.serve import loopback, tls_of
 from streams.settings import Settings
 from streams.state_reader import StateReader
 from tests.models.shop import rhythms
@@ -216,28 +214,6 @@ def test_mutual_tls_lets_in_who_shows_a_certificate(tmp_path: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError):
                 await check(credentials, server.port)
         await server.stop(0)
-
-    asyncio.run(serve())
-
-
-def test_rest_speaks_mutual_tls_too(tmp_path: Path) -> None:
-    certificates(tmp_path)
-    files = {"serve_tls_cert": tmp_path / "server.pem", "serve_tls_key": tmp_path / "server.key"}
-    settings = Settings(serve_host="localhost", serve_rest_port=0, serve_tls_client_ca=tmp_path / "ca.pem", **files)  # type: ignore[arg-type]
-
-    async def hello(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"hello"})
-
-    async def serve() -> None:
-        async with http_server(hello, settings) as port:
-            context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-            async with httpx.AsyncClient(verify=context) as stranger:
-                with pytest.raises(httpx.HTTPError):
-                    await stranger.get(f"https://localhost:{port}/")
-            context.load_cert_chain(tmp_path / "client.pem", tmp_path / "client.key")
-            async with httpx.AsyncClient(verify=context) as known:
-                assert (await known.get(f"https://localhost:{port}/")).text == "hello"
 
     asyncio.run(serve())
 
