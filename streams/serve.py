@@ -203,6 +203,7 @@ async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
         access_log=False,
         log_config=None,
         lifespan="off",
+        ws="none",
         server_header=False,
         timeout_graceful_shutdown=int(GRACE_S),
         ssl_certfile=s.serve_tls_cert,

@@ -42,7 +42,7 @@ from proto.churn.v1 import churn_pb2 as pb
 from streams.access import ACCESS, Group, Role
 from streams.settings import Settings
 from streams.topics import create, producer_config
-from tests.conftest import ROOT, Servers, bare_environment, nursery, run_command
+from tests.conftest import ROOT, Servers, bare_environment, nursery
 from tests.e2e.test_worker import SHARED_DATA, Deployment
 
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
@@ -456,30 +456,3 @@ def test_the_whole_openapi_document_holds(client: Client) -> None:
         holds()
         tried += 1
     assert tried == 12
-
-
-def test_the_command_line_says_where_things_stand_and_what_is_wrong(client: Client) -> None:
-    environment = client.deployment.environment
-    stood = run_command("status", "--json", environment=environment)
-    assert stood.code == 0, stood.err
-    found = stood.json()
-    assert found["owned"] == len(found["partitions"]) == 4
-    assert found["champion"] == client.model.manifest.digest
-    examined = run_command("doctor", "--json", environment=environment)
-    assert examined.code == 0, examined.err
-    assert {"topics", "model", "disk"} <= {finding["what"] for finding in examined.json()["findings"]}
-    shown = run_command("tail", "--since", "2020-01-01", "--customer", "c000001", "--json", environment=environment)
-    assert shown.json()["count"] == sum(score["customer_id"] == "c000001" for score in client.scores()) > 0
-    assert run_command("tail", "--since", "2099-01-01", "--json", environment=environment).json()["count"] == 0
-
-    began = time.monotonic()
-    down = {**environment, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "REDIS_URL": "redis://127.0.0.1:1/0"}
-    for command, code in (("doctor", 3), ("status", 3), ("serve", 3)):
-        done = run_command(command, environment=down | {"CHURN_DEPENDENCY_TIMEOUT_S": "1"})
-        assert done.code == code, (command, done.out, done.err)
-        assert "127.0.0.1:1" in done.err or "Kafka" in done.err
-        assert "Traceback" not in done.err
-    assert time.monotonic() - began < 40
-    missing = run_command("doctor", environment=environment | {"CHURN_TOPIC_PREFIX": "nothing-"})
-    assert missing.code == 1
-    assert "churnstream topics create" in missing.out
