@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import count
@@ -63,7 +63,7 @@ class Topic:
         """As in Log."""
         return 0, len(self.of.get(topic, ()))
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         """As in Log."""
         for first in range(start, stop, 2_000):
             yield list(self.of[topic][first : min(stop, first + 2_000)])

@@ -23,6 +23,7 @@ from features.facts import DAY_MS, TOPICS
 from scoring.fallback import Fallback
 from scoring.scorer import load
 from streams.ledger import CAUSES, Ledger, Totals
+from streams.scores import Model
 
 KINDS = (("payment", "payment", "refund", "renewal"), ("login", "login", "page_view"), ("opened", "satisfaction"), ("profile",))
 
@@ -51,7 +52,7 @@ def inputs(events: int, customers: int) -> Topic:
 def measure(transitions: int) -> dict[str, Any]:
     """The run; the figures as one flat object."""
     customers = max(50, transitions // 80)
-    models = {model.digest: model for model in (load(small(100, 5, seed).envelope) for seed in (0, 1))}
+    models: dict[str, Model] = {model.digest: model for model in (load(small(100, 5, seed).envelope) for seed in (0, 1))}
     names = list(models)
     worker = Worker(inputs(transitions * 3 // 4, customers), Shelf(models, names[0]), 7 * DAY_MS)
     turn = 0

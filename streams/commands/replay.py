@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from features.store import Offsets
     from streams.replay import Replayed
     from streams.rerun import Span
+    from streams.scores import Model
     from streams.settings import Settings
 
 app = typer.Typer()
@@ -133,8 +134,11 @@ def partition(
     began = time.process_time()
     rerun = past.rerun(number, span, applied=stand, recorded=recorded)
     files = None if out is None else Files(out, number, chosen)
-    shelf = (lambda digest: rebanded(past.models.by_digest(digest), edges)) if chosen is None else chosen
-    found = run(rerun, shelf, replace(past.rules, reasons_top=0), files)
+
+    def then(digest: str) -> Model:
+        return rebanded(past.models.by_digest(digest), edges)
+
+    found = run(rerun, then if chosen is None else chosen, replace(past.rules, reasons_top=0), files)
     if files is not None:
         files.close()
     used = time.process_time() - began
