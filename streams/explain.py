@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from features.catalog import LAYOUT_HASH, NAMES
-from features.facts import KIND, KINDS, NONE, OFFSET, PROFILE, TIME, TOPICS, VALUE
+from features.facts import KIND, KINDS, NONE, OFFSET, PROFILE, SILENCE, SOURCES, TIME, TOPICS, VALUE
 from features.history import Histories, vectors
 from features.store import Offsets
 from proto.errors import ArtifactRejected, BadUsage, ChurnError
@@ -29,6 +29,8 @@ FloatArray = npt.NDArray[np.float32]
 
 MOST_TRIED: Final = 400
 """Facts left out one at a time, the newest first; older ones are not weighed."""
+AHEAD: Final = 100_000
+"""Score records behind that of a customer's event in which its scores at ticks are looked for."""
 LOOKED_AT: Final = 50
 """Events of a customer tried, from the asked time backwards, until one has a score of that time."""
 _ID: Final = re.compile(r"(.+)-(\d+)-(\d+)")
@@ -90,10 +92,12 @@ class Explainer:
     def score(self, score_id: str) -> dict[str, Any]:
         """The emitted score of this id. Raises BadUsage when it is none, or there is none (any more)."""
         found = _ID.fullmatch(score_id)
-        if found is None or found[1] not in TOPICS or int(found[2]) >= self.partitions:
+        if found is None or found[1] not in SOURCES or int(found[2]) >= self.partitions:
             raise BadUsage(f"score id {score_id}: looks like transactions-2-8123 (topic, partition, offset of the event)")
         topic, partition, offset = found[1], int(found[2]), int(found[3])
-        emitted = self._at(partition, topic, offset) or self._anywhere(partition, score_id)
+        # Cuts say where a record's score lies, not where a tick's does.
+        emitted = self._at(partition, topic, offset) if topic in TOPICS else None
+        emitted = emitted or self._anywhere(partition, score_id)
         if emitted is None:
             low = self.log.ends(self.topics.scores, partition)[0]
             why = f"; scores before offset {low} of {self.topics.scores}[{partition}] were deleted by retention" if low else ""
@@ -111,12 +115,15 @@ class Explainer:
         return emitted
 
     def latest(self, customer: str, partition: int, at_ms: int) -> dict[str, Any]:
-        """The last score the customer had at this instant. Raises BadUsage when there was none."""
+        """The score of the customer's newest event by this instant, or one at a tick after it. Raises BadUsage when there was none.
+
+        Ticks are looked for in the AHEAD records behind the event's score.
+        """
         for facts in self._events(partition, customer):
             for row in facts[facts[:, TIME] <= at_ms][::-1][:LOOKED_AT].tolist():
                 emitted = self._at(partition, TOPICS[row[KIND] >> 3], row[OFFSET])
                 if emitted is not None and emitted["customer_id"] == customer and emitted["at"] <= at_ms:
-                    return emitted
+                    return self._tick_after(partition, emitted, at_ms) or emitted
         raise BadUsage(f"customer {customer!r} has no score at or before {at_ms} ms that could be found")
 
     def explain(self, score: Mapping[str, Any]) -> Explanation:
@@ -264,8 +271,30 @@ class Explainer:
 
     # -- where the score is
 
+    def _tick_after(self, partition: int, score: Mapping[str, Any], at_ms: int) -> dict[str, Any] | None:
+        """The last score of the same customer at a tick up to an instant, behind a score and not behind another event of it."""
+        key = score["customer_id"].encode("utf-8", "surrogatepass")
+        begin, end = self._place(partition, score["source"]["topic"], score["source"]["offset"])
+        found: dict[str, Any] | None = None
+        for piece in self.log.read(self.topics.scores, partition, begin, min(end, begin + AHEAD)):
+            for message in piece:
+                if message.key() == key:
+                    emitted: dict[str, Any] = orjson.loads(message.value() or b"{}")
+                    if emitted["cause"] == SOURCES[SILENCE] and score["at"] < emitted["at"] <= at_ms:
+                        found = emitted
+                    elif emitted["score_id"] != score["score_id"] and emitted["at"] > at_ms:
+                        return found
+        return found
+
     def _at(self, partition: int, topic: str, offset: int) -> dict[str, Any] | None:
-        """By halves: cuts only grow along a partition."""
+        first, end = self._place(partition, topic, offset)
+        emitted = self.record(partition, first, end)
+        if emitted is None or (emitted["source"]["topic"], emitted["source"]["offset"]) != (topic, offset):
+            return None
+        return emitted
+
+    def _place(self, partition: int, topic: str, offset: int) -> tuple[int, int]:
+        """Where the score of a record has to lie, by halves, since cuts only grow along a partition; and the end."""
         first, end = self.log.ends(self.topics.scores, partition)
         last = end
         while first < last:
@@ -275,10 +304,7 @@ class Explainer:
                 last = middle
             else:
                 first = middle + 1
-        emitted = self.record(partition, first, end)
-        if emitted is None or (emitted["source"]["topic"], emitted["source"]["offset"]) != (topic, offset):
-            return None
-        return emitted
+        return first, end
 
     def _anywhere(self, partition: int, score_id: str) -> dict[str, Any] | None:
         """By looking at all: after a store went back under two owners, cuts may not grow."""

@@ -6,21 +6,30 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from features.facts import PROFILE, SOURCES, TIME
+from models.artifact import Thresholds
 from proto.scores import BANDS
+from scoring.bands import bands
 from streams.evaluate import Rules, score
 from streams.rerun import Rerun, Told
-from streams.scores import Model, Scored
+from streams.scores import Model, Scored, together
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+LISTED: Final = 20
+"""Customers a report names, those with the most flips."""
 NOWHERE: Final = "none"
 """Segment of a customer whose profile states none."""
 _PROFILES: Final = PROFILE >> 3
@@ -42,16 +51,18 @@ class Replayed:
     largest_move: float = 0.0
     flips: Counter[tuple[str, str]] = field(default_factory=Counter)
     segments: dict[str, list[int]] = field(default_factory=dict)  # compared, flipped, up
+    moved: int = 0  # compared scores with another probability
     customers: int = 0
-    customers_flipped: int = 0
+    flipped: Counter[str] = field(default_factory=Counter)  # customers with a flip, and how many each has
     digest: str = ""
 
     def add(self, other: Replayed) -> None:
         """Another partition's; its customers are others."""
-        for name in ("rows", "compared", "equal", "handled", "moves", "customers", "customers_flipped"):
+        for name in ("rows", "compared", "equal", "handled", "moves", "moved", "customers"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.largest_move = max(self.largest_move, other.largest_move)
         self.flips.update(other.flips)
+        self.flipped.update(other.flipped)
         for segment, counts in other.segments.items():
             self.segments[segment] = [a + b for a, b in zip(self.segments.get(segment, [0, 0, 0]), counts, strict=True)]
         self.digest = blake2b((self.digest + other.digest).encode(), digest_size=16).hexdigest()
@@ -69,8 +80,10 @@ class Replayed:
             "flips_by": {f"{then}->{now}": count for (then, now), count in sorted(flipped.items())},
             "mean_move": self.moves / self.compared if self.compared else 0.0,
             "largest_move": self.largest_move,
+            "probabilities_moved": self.moved,
             "customers": self.customers,
-            "customers_flipped": self.customers_flipped,
+            "customers_flipped": len(self.flipped),
+            "most_flipped": dict(sorted(self.flipped.items(), key=lambda one: (-one[1], one[0]))[:LISTED]),
             "segments": {
                 segment: {"compared": compared, "flips": flips, "up": up}
                 for segment, (compared, flips, up) in sorted(self.segments.items())
@@ -78,8 +91,61 @@ class Replayed:
         }
 
 
-def replay(rerun: Rerun, model: Model, rules: Rules, out: Callable[[Told, Scored, list[str]], None] | None = None) -> Replayed:
-    """Tell a partition again with this model for every score inside the span.
+@dataclass(frozen=True, slots=True)
+class Rebanded:
+    """A model whose bands begin elsewhere; probabilities are its own."""
+
+    model: Model
+    edges: tuple[float, float]
+    fallback: bool = False
+
+    @property
+    def digest(self) -> str:
+        """The model's own: what it says is the same."""
+        return self.model.digest
+
+    @property
+    def name(self) -> str:
+        """As of the model."""
+        return self.model.name
+
+    @property
+    def version(self) -> str:
+        """As of the model."""
+        return self.model.version
+
+    @property
+    def reasons_method(self) -> str:
+        """As of the model."""
+        return self.model.reasons_method
+
+    @property
+    def threshold_version(self) -> str:
+        """Named by the edges."""
+        return f"{self.edges[0]:g}-{self.edges[1]:g}"
+
+    def score(self, vectors: FloatArray) -> FloatArray:
+        """As the model."""
+        return self.model.score(vectors)
+
+    def bands(self, probability: FloatArray) -> ByteArray:
+        """By these edges."""
+        return bands(probability, Thresholds(medium=self.edges[0], high=self.edges[1], version=self.threshold_version))
+
+    def reasons(self, vectors: FloatArray, band: ByteArray, former: ByteArray, top: int) -> list[bytes]:
+        """As the model."""
+        return self.model.reasons(vectors, band, former, top)
+
+
+def rebanded(model: Model, edges: tuple[float, float] | None) -> Model:
+    """The model with these edges; itself without any, and when it is a fallback, which has none."""
+    return model if edges is None or model.fallback else Rebanded(model, edges)
+
+
+def replay(
+    rerun: Rerun, model: Model | Callable[[str], Model], rules: Rules, out: Callable[[Told, Scored, list[str]], None] | None = None
+) -> Replayed:
+    """Tell a partition again with this model for every score inside the span; or, given a shelf, with that of each score's time.
 
     Last scores and alerts are those of the replay from the beginning of the span on; before it, those of the time. out: is given
     each stretch with its scores and the segment of each.
@@ -88,12 +154,9 @@ def replay(rerun: Rerun, model: Model, rules: Rules, out: Callable[[Told, Scored
     content = blake2b(digest_size=16)
     segments: dict[str, str] = {}
     seen: set[str] = set()
-    flipped: set[str] = set()
     for told in rerun:
         _note_segments(told, segments)
-        scored = score(
-            rerun.histories, model, rules, told.customers, told.rows, told.at, told.late, told.vectors, told.sources, rerun.parts.part
-        )
+        scored = _scored(rerun, model, rules, told)
         with rerun.parts.part("report"):
             made = np.empty(len(told.rows), _OUT)
             made["topic"], made["offset"] = told.batch.topic[told.rows], told.batch.offset[told.rows]
@@ -102,12 +165,30 @@ def replay(rerun: Rerun, model: Model, rules: Rules, out: Callable[[Told, Scored
             found.rows += len(made)
             seen.update(told.customers)
             theirs = [segments.get(customer, NOWHERE) for customer in told.customers] if segments else [NOWHERE] * len(made)
-            _compare(found, told, scored, theirs, flipped)
+            _compare(found, told, scored, theirs)
             if out is not None:
                 out(told, scored, theirs)
     found.handled, found.digest = rerun.handled, content.hexdigest()
-    found.customers, found.customers_flipped = len(seen), len(flipped)
+    found.customers = len(seen)
     return found
+
+
+def _scored(rerun: Rerun, model: Model | Callable[[str], Model], rules: Rules, told: Told) -> Scored:
+    part = rerun.parts.part
+    if not callable(model):
+        t = told
+        return score(rerun.histories, model, rules, t.customers, t.rows, t.at, t.late, t.vectors, t.sources, part)
+    digests = np.full(len(told.rows), "", np.object_)
+    if told.block is not None:
+        there = told.place >= 0
+        digests[there] = told.block.model[told.place[there]]
+    edges = [0, *(np.flatnonzero(digests[1:] != digests[:-1]) + 1).tolist(), len(digests)]
+    pieces = []
+    for first, end in pairwise(edges):
+        t = told.pick(slice(first, end))
+        of_then = model(str(digests[first])) if first < end else rules.fallback
+        pieces.append(score(rerun.histories, of_then, rules, t.customers, t.rows, t.at, t.late, t.vectors, t.sources, part))
+    return together(pieces)
 
 
 def _note_segments(told: Told, segments: dict[str, str]) -> None:
@@ -116,7 +197,7 @@ def _note_segments(told: Told, segments: dict[str, str]) -> None:
         segments[batch.customer[i]] = orjson.loads(batch.messages[i].value()).get("segment") or NOWHERE
 
 
-def _compare(found: Replayed, told: Told, scored: Scored, theirs: list[str], flipped: set[str]) -> None:
+def _compare(found: Replayed, told: Told, scored: Scored, theirs: list[str]) -> None:
     block = told.block
     there = np.flatnonzero(told.place >= 0)
     if block is None or not len(there):
@@ -127,13 +208,14 @@ def _compare(found: Replayed, told: Told, scored: Scored, theirs: list[str], fli
     found.compared += len(there)
     found.equal += int(np.count_nonzero((now == then) & (scored.band[there] == block.band[place])))
     found.moves += float(move.sum())
+    found.moved += int(np.count_nonzero(move))
     found.largest_move = max(found.largest_move, float(move.max()))
     width = len(BANDS)
     pairs = np.bincount(block.band[place].astype(np.int64) * width + scored.band[there], minlength=width * width)
     found.flips.update({(BANDS[i // width], BANDS[i % width]): int(pairs[i]) for i in np.flatnonzero(pairs).tolist()})
     changed = scored.band[there] != block.band[place]
     up = scored.band[there] > block.band[place]
-    flipped.update(told.customers[i] for i in there[changed].tolist())
+    found.flipped.update(told.customers[i] for i in there[changed].tolist())
     for segment in set(theirs):
         mine = np.fromiter((theirs[i] == segment for i in there.tolist()), np.bool_, len(there))
         counts = found.segments.setdefault(segment, [0, 0, 0])
@@ -145,7 +227,7 @@ def _compare(found: Replayed, told: Told, scored: Scored, theirs: list[str], fli
 class Files:
     """Replayed scores as Parquet, one file a partition; it gets its name when it is whole."""
 
-    def __init__(self, directory: Path, partition: int, model: Model) -> None:
+    def __init__(self, directory: Path, partition: int, model: Model | None) -> None:
         import pyarrow.parquet as pq
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -192,7 +274,7 @@ class Files:
         self._scratch.replace(self._path)
 
 
-def schema(model: Model) -> pa.Schema:
+def schema(model: Model | None) -> pa.Schema:
     """Of the files: each score of the replay beside the one of its time (null where there was none)."""
     import pyarrow as pa
 
@@ -211,5 +293,9 @@ def schema(model: Model) -> pa.Schema:
             ("then_band", band),
             ("then_model", pa.string()),
         ],
-        metadata={"model_digest": model.digest, "model_version": model.version, "format": "churnstream replay 1"},
+        metadata={
+            "model_digest": "recorded" if model is None else model.digest,
+            "model_version": "recorded" if model is None else model.version,
+            "format": "churnstream replay 1",
+        },
     )

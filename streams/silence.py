@@ -27,7 +27,7 @@ PERIODS: Final = {"off": 0, "hourly": HOUR_MS, "daily": DAY_MS, "weekly": 7 * DA
 SLICE: Final = MAX_CUSTOMERS
 """Scores of one slice at most: so long may a batch of events be held up."""
 OFFSETS: Final = MAX_CUSTOMERS
-"""Offsets of the source `silence` that each slice takes, used or not."""
+"""Offsets of the source `silence` that each slice takes, used or not; one that was cut off and adopted takes those it used."""
 SOURCE: Final = SOURCES[SILENCE]
 COUNTERS: Final = ("silence", "tick_ms", "tick_place", "arrived_ms")
 """Kept with the counters of a partition, because all of them are moved by adding: scores made at ticks; where the ticks stand
@@ -230,7 +230,7 @@ def stood(block: Emitted, former: Mapping[str, int]) -> tuple[dict[str, int], di
     """
     last, tick_ms = int(block.offset[-1]), int(block.at[-1])
     ticks = {"tick_ms": tick_ms - former.get("tick_ms", 0), "tick_place": place_of(block.customer[-1]) - former.get("tick_place", 0)}
-    return {SOURCE: (last // OFFSETS + 1) * OFFSETS - 1}, {"silence": len(block), **ticks}
+    return {SOURCE: last}, {"silence": len(block), **ticks}
 
 
 assert len(TOPICS) == SILENCE

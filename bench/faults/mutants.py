@@ -126,8 +126,8 @@ MUTANTS: Final = (
         "records that cannot be read are skipped without a dead letter",
         Edit(
             ENGINE,
-            "            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome))\n",
-            "            work.outputs = Outbox(records, alerts, self._dead_letters(batch, outcome)[:0])\n",
+            "            work.outputs.dead_letters.extend(self._dead_letters(batch, outcome))\n",
+            "            work.outputs.dead_letters.extend(self._dead_letters(batch, outcome)[:0])\n",
         ),
         shows={"I1"},
     ),
@@ -142,7 +142,10 @@ MUTANTS: Final = (
             "        rows, of = step.rows, [customers[i] for i in step.rows.tolist()]\n"
             "        step.vectors[:] = work.partition.histories.vectors_at(of, self._clock_ms())\n"
             "        where = work.partition.histories, work.model, rules\n"
-            "        return step.outcome, score(*where, of, rows, step.at[rows], step.late[rows], step.vectors, self.parts.part)\n",
+            "        from features.facts import KIND, OFFSET\n"
+            "        sources = facts[rows, KIND] >> 3, facts[rows, OFFSET]\n"
+            "        then = step.at[rows], step.late[rows], step.vectors, sources\n"
+            "        return step.outcome, score(*where, of, rows, *then, self.parts.part)\n",
         ),
         shows={"I4"},
     ),

@@ -9,6 +9,7 @@ command that shows it again. Same seed and sources: same run, which the digest o
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from bench.faults.sim_worker import (
     models,
 )
 from bench.faults.sim_world import PARTITIONS, START_MS, Arrival, arrivals, customers, probe, size_of
-from features.facts import TOPICS
+from features.facts import DAY_MS, TOPICS
 from proto.errors import Reason
 from streams.snapshot import Snapshots
 
@@ -53,6 +54,11 @@ MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where files cost nothing to write; None is the usual place."""
 STORE_WENT_BACK: Final = frozenset({"ChainBroken", "StateDamaged", "StoreWentBack", "Fenced"})
 """What a worker may end with when the store is no longer what it was; its next start finds out and repairs it."""
+
+
+TICKS: Final = "CHURN_SIM_TICKS"
+"""Set: the silent are scored too. A variable, so that processes of a campaign have it, and the worlds of all seeds stay as they were."""
+TICKS_MS: Final = (DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
 
 
 @dataclass(slots=True)
@@ -109,6 +115,7 @@ class Run:
             exactly_once,
             self.snapshots,
             decoder() if by_slice else self.slices,
+            Random(f"{seed}/ticks").choice(TICKS_MS) if os.environ.get(TICKS) else 0,
         )
         self._prepare(*product(range(len(TOPICS)), range(PARTITIONS)))
         self.reasons: dict[tuple[str, int, int], Reason] = {}
@@ -504,7 +511,7 @@ class Run:
             scores = read(self.broker.log(SCORES, number), number, claims, relaxed=relaxed, once=once)
             letters = read(self.broker.log(DEAD_LETTERS, number), number, claims, relaxed=relaxed, once=once)
             inputs = inputs_of(self.broker.logs, number, self.reasons, self.slices)
-            outcome.scores += check_partition(number, inputs, scores, letters, self.redis, models(), random)
+            outcome.scores += check_partition(number, inputs, scores, letters, self.redis, models(), random, self.world.tick_ms)
             outcome.raw_duplicates += _extra(scores) + _extra(letters)
 
 

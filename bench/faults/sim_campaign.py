@@ -241,6 +241,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seeds.add_argument("--count", type=int, default=2_000, metavar="N", help="seeds 0 to N-1 (default 2000)")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="JSON lines of finished slices; what is in it is not run again")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one a core")
+    parser.add_argument("--ticks", action="store_true", help="score the silent too, at ticks of a day, a week or 30 days; no ledger")
     parser.add_argument("--stop", action="store_true", help="end with the first violation")
     parser.add_argument("--trace", action="store_true", help="show every step; for one seed")
     parser.add_argument("--json", action="store_true", help="the last line is a JSON object")
@@ -253,6 +254,10 @@ def main(arguments: argparse.Namespace) -> int:
         first, end = int(low), int(high) if high else int(low) + 1
     else:
         first, end = 0, arguments.count
+    if arguments.ticks:
+        if arguments.ledger:
+            raise SystemExit("--ticks: these worlds are others than those of the ledger")
+        os.environ["CHURN_SIM_TICKS"] = "1"
     if arguments.trace:
         from bench.faults.sim import simulate
 

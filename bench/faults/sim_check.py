@@ -20,10 +20,11 @@ from bench.faults.sim_broker import Log, Message
 from bench.faults.sim_redis import Broken, ModelRedis
 from bench.faults.sim_worker import Slices
 from features import oracle
-from features.catalog import LAYOUT_HASH
-from features.facts import NONE, PROFILE, TIME, TOPICS, WIDTH
+from features.catalog import LAYOUT_HASH, N_FEATURES
+from features.facts import KIND, NONE, OFFSET, PROFILE, SILENCE, SOURCES, TIME, TOPICS, WIDTH
 from features.history import Histories, digest
 from features.state import decode
+from features.window import HORIZON_MS
 from proto.errors import Reason
 from proto.scores import BANDS, SCHEMA_VERSION
 from scoring.bands import MEDIUM, UNKNOWN
@@ -128,14 +129,17 @@ def handled_order(inputs: Sequence[Input], scores: Output, letters: Output) -> l
     Raises Broken when the cuts contradict each other.
     """
     cuts: list[tuple[int, ...]] = []
-    for _, _, record in [*scores.first.values(), *letters.first.values()]:
+    events = {source: entry for source, entry in scores.first.items() if source[0] != SOURCES[SILENCE]}
+    # Of equal cuts that of the record comes first: the silent were scored behind it.
+    silent = [entry for source, entry in scores.first.items() if source[0] == SOURCES[SILENCE]]
+    for _, _, record in [*events.values(), *letters.first.values(), *silent]:
         if "cut" in record:
             cuts.append(tuple(record["cut"][name] for name in TOPICS))
     cuts.sort(key=sum)
     for earlier, later in pairwise(cuts):
         if any(a > b for a, b in zip(earlier, later, strict=True)):
             raise Broken("I5", f"no order gives both cuts {earlier} and {later}")
-    emitting = {source for source, (_, _, record) in [*scores.first.items(), *letters.first.items()] if "cut" in record}
+    emitting = {source for source, (_, _, record) in [*events.items(), *letters.first.items()] if "cut" in record}
     dead = set(letters.first) - emitting
     sums = [sum(cut) for cut in cuts]
 
@@ -165,17 +169,31 @@ def check_partition(
     redis: ModelRedis,
     models: Mapping[str, Model],
     random: Random,
+    tick_ms: int = 0,
 ) -> int:
     """All invariants of one partition at rest. Returns the number of scores. Raises Broken."""
-    order = handled_order(inputs, scores, letters)
+    silent = [record for _, _, record in scores.first.values() if record["source"]["topic"] == SOURCES[SILENCE]]
+    order = with_ticks(handled_order(inputs, scores, letters), silent)
     lives: dict[str, oracle.History] = {}
     counters = dict.fromkeys(("events", "scores", "dead_letters", "duplicates", "duplicate_conflicts", "profile_facts"), 0)
     counters["events"] = len(inputs)
+    if tick_ms:
+        counters["silence"] = len(silent)
+    present = _Present(tick_ms)
     accepted: list[Input] = []
     scored: list[tuple[int, oracle.Handled]] = []
     sample = set(random.sample(range(len(order)), min(ORACLE_VECTORS, len(order))))
     oracle_vectors: dict[int, bytes] = {}
     for position, event in enumerate(order):
+        if event.topic == SILENCE:
+            life = lives[event.customer]
+            present.scored(partition, event, lives)
+            accepted.append(event)
+            scored.append((len(accepted) - 1, oracle.Handled(oracle.SCORED, event.row[TIME], False)))
+            if position in sample:
+                oracle_vectors[len(accepted) - 1] = life.vector(event.row[TIME])
+            continue
+        present.passed(partition, event)
         if event.reason != Reason.ACCEPTED:
             _check_letter(partition, event, event.reason, scores, letters)
             counters["dead_letters"] += 1
@@ -202,21 +220,90 @@ def check_partition(
             name = "profile_facts" if handled.outcome == oracle.IS_PROFILE else "duplicates"
             counters[name] += 1
             counters["duplicate_conflicts"] += handled.outcome == oracle.DUPLICATE_CONFLICT
-    there = {event.source for event in inputs}
+    there = {event.source for event in order}
     for source in [*scores.first, *letters.first]:
         if source not in there:
             raise Broken("I2", f"partition {partition}: a record of {source}, which is not in the log")
     reference = Histories(create=True)
-    customers = [event.customer for event in accepted]
-    rows = np.array([event.row for event in accepted], np.int64).reshape(-1, WIDTH)
-    step = reference.step(customers, rows)
-    if step.rows.tolist() != [index for index, _ in scored]:
+    taken, vectors = _one_pass(reference, accepted)
+    if taken != [index for index, _ in scored]:
         raise Broken("I3", f"partition {partition}: kernel and oracle take different events for scored")
-    last = _check_scores(partition, accepted, scored, step.vectors, oracle_vectors, scores, models)
+    last = _check_scores(partition, accepted, scored, vectors, oracle_vectors, scores, models)
     # A record that was given up has moved time all the same.
     newest = max((event.row[TIME] for event in inputs if event.reason in (Reason.ACCEPTED, Reason.CRASH)), default=-1)
     _check_state(partition, lives, newest, reference, redis, counters, last, models)
     return len(scored)
+
+
+def with_ticks(order: list[Input], silent: Sequence[Mapping[str, Any]]) -> list[Input]:
+    """The silence scores as records of their own, each behind the last record its cut holds."""
+    found, handled = [], 0
+    places = {event.source: place for place, event in enumerate(order)}
+    for record in sorted(silent, key=lambda record: int(record["source"]["offset"])):
+        behind = max((place for (topic, offset), place in places.items() if offset <= record["cut"][topic]), default=-1) + 1
+        found += order[handled : max(handled, behind)]
+        handled = max(handled, behind)
+        row = [0] * WIDTH
+        row[TIME], row[OFFSET], row[KIND] = record["at"], record["source"]["offset"], SILENCE << 3
+        source = SOURCES[SILENCE], record["source"]["offset"]
+        found.append(Input(source, SILENCE, record["customer_id"], "", 0, row, Reason.ACCEPTED))
+    return found + order[handled:]
+
+
+@dataclass(slots=True)
+class _Present:
+    """Who has to be scored at a tick, and was: everybody with an event in the 90 days before the tick before, whom no event disturbed."""
+
+    period_ms: int
+    tick_ms: int = 0
+    due: set[str] = field(default_factory=set)
+    seen: set[tuple[str, int]] = field(default_factory=set)
+    time_ms: int = -1
+
+    def scored(self, partition: int, event: Input, lives: Mapping[str, oracle.History]) -> None:
+        """A silence score."""
+        at, name = event.row[TIME], event.customer
+        newest = lives[name].newest
+        if at % self.period_ms or newest is None or not at - self.period_ms - HORIZON_MS < newest <= at:
+            raise Broken("I2", f"partition {partition}: {name!r}, last seen at {newest}, was scored at {at}, when nobody asked")
+        if (name, at) in self.seen:
+            raise Broken("I2", f"partition {partition}: {name!r} was scored twice at the tick {at}")
+        self.seen.add((name, at))
+        if at > self.tick_ms:
+            self._end(partition)
+            self.tick_ms = at
+            reach = at - self.period_ms - HORIZON_MS
+            self.due = {one for one, life in lives.items() if life.newest is not None and reach < life.newest <= at}
+        self.due.discard(name)
+
+    def passed(self, partition: int, event: Input) -> None:
+        """A record was handled."""
+        if not self.period_ms or event.reason != Reason.ACCEPTED:
+            return
+        if event.row[TIME] >= self.tick_ms + self.period_ms:
+            self._end(partition)
+        self.due.discard(event.customer)
+
+    def _end(self, partition: int) -> None:
+        if self.due:
+            raise Broken("I1", f"partition {partition}: {sorted(self.due)} have no score at the tick {self.tick_ms}")
+
+
+def _one_pass(reference: Histories, accepted: Sequence[Input]) -> tuple[list[int], Any]:
+    """The kernel over everything: indices that have a score, and their vectors."""
+    taken: list[int] = []
+    vectors: list[Any] = []
+    first = 0
+    for index in [*(i for i, event in enumerate(accepted) if event.topic == SILENCE), len(accepted)]:
+        part = accepted[first:index]
+        step = reference.step([event.customer for event in part], np.array([event.row for event in part], np.int64).reshape(-1, WIDTH))
+        taken += (step.rows + first).tolist()
+        vectors.append(step.vectors)
+        if index < len(accepted):
+            taken.append(index)
+            vectors.append(reference.vectors_at([accepted[index].customer], accepted[index].row[TIME]))
+        first = index + 1
+    return taken, np.concatenate(vectors)
 
 
 def _check_letter(partition: int, event: Input, reason: Reason, scores: Output, letters: Output) -> None:
@@ -263,8 +350,11 @@ def _check_scores(
         superseded.append(None)
         topic, offset = accepted[index].source
         if handled.late and customer in last:
-            superseded[k] = f"{TOPICS[last[customer][5]]}-{partition}-{last[customer][6]}"
-        last[customer] = (float(probability[k]), int(band[k]), handled.at, hashes[k], alert[k], TOPICS.index(topic), offset)
+            superseded[k] = f"{SOURCES[last[customer][5]]}-{partition}-{last[customer][6]}"
+        stored = hashes[k]
+        if topic == SOURCES[SILENCE]:  # the vector that is stored is the last event's
+            stored = last[customer][3] if customer in last else vector_hashes(np.full((1, N_FEATURES), np.nan, np.float32))[0]
+        last[customer] = (float(probability[k]), int(band[k]), handled.at, stored, alert[k], SOURCES.index(topic), offset)
     reasons: dict[int, bytes] = {}
     for name, rows in by_model.items():
         reasons.update(zip(rows, models[name].reasons(vectors[rows], band[rows], former[rows], TOP_REASONS), strict=True))
@@ -291,7 +381,7 @@ def _check_scores(
             "model_digest": model.digest,
             "layout_hash": LAYOUT_HASH,
             "vector_hash": hashes[k],
-            "cause": "late" if handled.late else "event",
+            "cause": "silence" if topic == SOURCES[SILENCE] else "late" if handled.late else "event",
             "late": handled.late,
             "fallback": model.fallback,
             "supersedes": superseded[k],

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from bench.faults.sim_broker import Host
 from bench.faults.sim_schedule import Scheduler
-from features.facts import TOPICS
+from features.facts import SOURCES, TOPICS
 from features.memory_store import MemoryStore
 from features.store import DIGEST_SIZE, Apply, Claim, CustomerState, CustomerWrite, Intent, Offsets, Standing
 from proto.errors import ChurnError, StoreUnavailable
@@ -287,14 +287,18 @@ class Client:
         if nonce != writer.nonce:
             server.violates(f"partition {partition}: {what} of {nonce} was accepted, though {writer.nonce or 'nobody'} has the claim")
         if former is not None and to is not None:
-            if dict(to) == dict(writer.applied):
+            if _plain(to) == _plain(writer.applied):
                 return  # the same batch again: nothing was written
-            if dict(former) != dict(writer.applied):
+            if _plain(former) != _plain(writer.applied):
                 server.violates(f"partition {partition}: {what} from {dict(former)} was accepted at {dict(writer.applied)}")
             writer = Writer(writer.nonce, dict(to))
         if rebuilt is not None:
             writer = Writer(writer.nonce, dict(rebuilt))
         server.wrote(partition, writer)
+
+
+def _plain(offsets: Offsets) -> dict[str, int]:
+    return dict.fromkeys(SOURCES, -1) | dict(offsets)
 
 
 def _customers(found: Any) -> int:

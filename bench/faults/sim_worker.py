@@ -234,6 +234,8 @@ class World:
     snapshots: Snapshots | None
     decoder: Any
     """Decoder or Slices."""
+    tick_ms: int = 0
+    """From tick to tick at which the silent are scored; 0 for none."""
     deadly: set[tuple[str, int, int]] = field(default_factory=set)
     """Customer, topic index and offset of records that end whoever handles them."""
     nonces: int = 0
@@ -265,9 +267,9 @@ class Process:
         self.sink: KafkaSink | Transactions = KafkaSink(outputs)
         if world.exactly_once:
             self.sink = Transactions(outputs, "group")
-        self.engine = Engine(
-            EngineSettings(world.max_facts, 3), Client(world.redis, self), self.shelf, self.sink, lambda: self.schedule.now_ms, _SILENCE
-        )
+        settings = EngineSettings(world.max_facts, 3, tick_ms=world.tick_ms)
+        store = Client(world.redis, self)
+        self.engine = Engine(settings, store, self.shelf, self.sink, lambda: self.schedule.now_ms, _SILENCE)
         self.engine.parts = _UNTIMED
         self.snapshotter: Snapshotter | None = None
         if world.snapshots is not None:
@@ -283,7 +285,7 @@ class Process:
             self.snapshotter._queue = Queue(self.schedule)  # type: ignore[assignment]  # as below
         self.engine._lock = Lock(self.schedule)  # type: ignore[assignment]  # one that hands over instead of blocking the thread
         self.ingest = Ingest(
-            IngestSettings(client, "group", TOPICS, world.batch, 0.005, 1 << 14, 10.0),
+            IngestSettings(client, "group", TOPICS, world.batch, 0.005, 1 << 14, 10.0, world.tick_ms),
             world.decoder,
             self.engine,
             self._wake.set,
@@ -309,6 +311,7 @@ class Process:
         self._restored = Queue(self.schedule)
         self.ingest._restored = self._restored  # type: ignore[assignment]  # as above
         self.ingest._to_restore = Queue(self.schedule)  # type: ignore[assignment]  # as above
+        self.ingest.wall_ms = lambda: self.schedule.now_ms
         self.ingest.clock_s = lambda: self.schedule.now_ms / 1_000
         self.ingest._lock = Lock(self.schedule)  # type: ignore[assignment]  # as above
         self.ingest._stop = Event(self.schedule)  # type: ignore[assignment]  # as above
@@ -407,6 +410,7 @@ class Process:
     def _on_result(self, result: Result) -> None:
         self._moved_ms = self.schedule.now_ms
         self.ingest.applied(result.applied)
+        self.ingest.ticked(result.ticks)
         for partition in result.fenced:
             self.ingest.drop(partition)
         for partition in result.broken:

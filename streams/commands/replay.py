@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from features.store import Offsets
     from streams.replay import Replayed
     from streams.rerun import Span
+    from streams.scores import Model
     from streams.settings import Settings
 
 app = typer.Typer()
@@ -18,7 +19,15 @@ app = typer.Typer()
 
 @app.command(epilog="Example: churnstream replay --from 2026-01-01 --to 2026-02-01 --model 9c84d1f0 --out replayed")
 def replay(
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Alias or digest (8 digits) on the model topic.")] = "champion",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", metavar="NAME", help="Alias or digest (8 digits) on the model topic; recorded: the model of each score's time."
+        ),
+    ] = "champion",
+    thresholds: Annotated[
+        str | None, typer.Option("--thresholds", metavar="MEDIUM,HIGH", help="Let the bands begin here instead; probabilities stay.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="TIME", help="Begin where event time reaches this: RFC 3339, a day.")
     ] = None,
@@ -36,6 +45,7 @@ def replay(
     """
     import time
 
+    from proto.errors import BadUsage
     from streams.commands.feed import instant
     from streams.console import Console
     from streams.past import applied, each, opened, partitions
@@ -44,6 +54,9 @@ def replay(
     from streams.settings import load
 
     began = time.perf_counter()
+    edges = _edges(thresholds)
+    if merged and model == "recorded":
+        raise BadUsage("--merged looks at no outputs, so it does not know the models of their time: name one with --model")
     settings = opened(load())
     console = Console(json_output=json_output)
     from_ms, to_ms = instant(start, "--from"), instant(end, "--to")
@@ -52,7 +65,7 @@ def replay(
     stands: list[Offsets | None] = [None] * count if merged else applied(settings, count)
     total, used = Replayed(), 0.0
     parts: dict[str, float] = {}
-    work = [(settings, number, span, stands[number], model, out, not merged) for number in range(count)]
+    work = [(settings, number, span, stands[number], model, out, not merged, edges) for number in range(count)]
     for found, cpu_s, by_part in each(partition, work, processes):
         total.add(found)
         used += cpu_s
@@ -62,7 +75,10 @@ def replay(
     console.say(f"{total.rows:,} scores of {total.handled:,} records, digest {total.digest}")
     if total.compared:
         flips = report["flips"]
-        console.say(f"{flips:,} of {total.compared:,} in another band, {total.customers_flipped:,} of {total.customers:,} customers")
+        console.say(
+            f"{flips:,} of {total.compared:,} in another band, {len(total.flipped):,} of {total.customers:,} customers; "
+            f"{total.moved:,} probabilities moved"
+        )
         console.table(("then -> now", "scores"), list(report["flips_by"].items()))
         rows = [(name, s["compared"], s["flips"], s["up"]) for name, s in report["segments"].items()]
         console.table(("segment", "scores", "flips", "to a higher band"), rows)
@@ -77,8 +93,29 @@ def replay(
     )
 
 
+def _edges(text: str | None) -> tuple[float, float] | None:
+    from proto.errors import BadUsage
+
+    if text is None:
+        return None
+    try:
+        medium, high = (float(part) for part in text.split(","))
+    except ValueError:
+        medium = high = 0.0
+    if not 0 < medium < high < 1:
+        raise BadUsage(f"--thresholds {text}: two numbers, 0 < MEDIUM < HIGH < 1, as in 0.3,0.6")
+    return medium, high
+
+
 def partition(
-    settings: Settings, number: int, span: Span, stand: Offsets | None, model: str, out: Path | None, recorded: bool
+    settings: Settings,
+    number: int,
+    span: Span,
+    stand: Offsets | None,
+    model: str,
+    out: Path | None,
+    recorded: bool,
+    edges: tuple[float, float] | None = None,
 ) -> tuple[Replayed, float, dict[str, float]]:
     """One partition replayed, the CPU seconds it took, and those by part."""
     import gc
@@ -86,17 +123,22 @@ def partition(
     from dataclasses import replace
 
     from streams.past import Past
-    from streams.replay import Files
+    from streams.replay import Files, rebanded
     from streams.replay import replay as run
 
     past = Past(settings)
-    chosen = past.models.named(model)
+    of_then = model == "recorded"
+    chosen = None if of_then else rebanded(past.models.named(model), edges)
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)  # as in a worker: every message is an object, and none is in a cycle
     began = time.process_time()
     rerun = past.rerun(number, span, applied=stand, recorded=recorded)
     files = None if out is None else Files(out, number, chosen)
-    found = run(rerun, chosen, replace(past.rules, reasons_top=0), files)
+
+    def then(digest: str) -> Model:
+        return rebanded(past.models.by_digest(digest), edges)
+
+    found = run(rerun, then if chosen is None else chosen, replace(past.rules, reasons_top=0), files)
     if files is not None:
         files.close()
     used = time.process_time() - began

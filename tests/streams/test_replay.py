@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,10 +13,11 @@ import pytest
 
 from features.catalog import NAMES
 from features.facts import TOPICS
+from proto.scores import BANDS
 from scoring.fallback import Fallback
 from streams.evaluate import Rules
 from streams.feature_log import export
-from streams.replay import Files, Replayed, replay
+from streams.replay import Files, Replayed, rebanded, replay
 from streams.rerun import EVER, Base, Rerun, Span
 from streams.scores import vector_hashes
 from tests.streams.test_rebuild import PARTITION, Broker, Shelf, decoder, scores
@@ -66,6 +68,24 @@ def test_another_model_differs_and_the_report_counts_what_the_files_hold(past: t
     assert sum(segment["flips"] for segment in report["segments"].values()) == len(flipped)
     assert found.digest != replay(again(broker), shelf.current(), RULES).digest
     assert found.equal < found.compared
+
+
+def test_other_thresholds_move_bands_only_between_the_edges_and_no_probability() -> None:
+    random, known = Random(11), models()
+    first = next(iter(known))
+    shelf = Shelf(known, first)
+    broker = live(random, shelf, inputs(random))
+    unchanged = replay(again(broker), shelf.by_digest, RULES)  # the models as they happened, reloads and all
+    assert unchanged.equal == unchanged.rows == unchanged.compared == len(scores(broker))
+    assert len({score["model_digest"] for score in scores(broker)}) == 2
+    edges = (0.45, 0.55)
+    found = replay(again(broker), lambda digest: rebanded(shelf.by_digest(digest), edges), RULES)
+    emitted = scores(broker)
+    between = [score for score in emitted if BANDS[1 + sum(score["probability"] >= edge for edge in edges)] != score["band"]]
+    report = found.report()
+    assert report["flips"] == len(between) > 0
+    assert report["probabilities_moved"] == 0
+    assert found.flipped == Counter(score["customer_id"] for score in between)
 
 
 def test_a_change_reaches_nothing_outside_the_span(past: tuple[Broker, Shelf]) -> None:
