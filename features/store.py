@@ -145,6 +145,10 @@ class Store(Protocol):
         """Record the intent under the nonce, if the applied offsets are `former`."""
         ...
 
+    def standings(self, partitions: Sequence[int]) -> list[Standing]:
+        """Where partitions stand, cheap whatever they hold."""
+        ...
+
     def load(self, partition: int, customers: Sequence[str]) -> list[CustomerState | None]:
         """States in the order asked; None for a customer of whom nothing is stored. Raises StateDamaged for a missing chunk."""
         ...

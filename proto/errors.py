@@ -43,6 +43,10 @@ class ArtifactRejected(ChurnError):
     """A model artifact failed a gate; the model in service stays."""
 
 
+class MemoryOutgrown(ChurnError):
+    """The worker has grown beyond its limit and stopped in order: its supervisor starts it afresh."""
+
+
 class InvariantBroken(ChurnError):
     """Something that cannot happen happened: the worker stops and its supervisor restarts it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -253,7 +253,7 @@ class _OfKey:
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         return self.log.ends(topic, partition)
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         for piece in self.log.read(topic, partition, start, stop):
             mine = [message for message in piece if message.key() == self.key]
             if mine:

@@ -349,12 +349,15 @@ class Ingest:
             return waiting > events and all(merge.satisfied(events) for merge in merges)
 
     def _balance(self, consumer: Consumer) -> None:
-        """Pause a (topic, partition) at the byte bound, resume it at half: others may still need to read on."""
+        """Pause a (topic, partition) at the byte bound, resume it at half: others may still need to read on.
+
+        What an open intent still needs is read beyond the bound: it was taken by a worker whose bound, or batch, may have been larger.
+        """
         bound = self.settings.buffer_bytes
         with self._lock:
-            buffers = [(partition, buffer) for partition, merge in self._merges.items() for buffer in merge.buffers]
-            full = [(p, b) for p, b in buffers if not b.paused and b.held >= bound]
-            free = [(p, b) for p, b in buffers if b.paused and b.held <= bound // 2]
+            buffers = [(partition, b, merge.needs(b)) for partition, merge in self._merges.items() for b in merge.buffers]
+            full = [(p, b) for p, b, needed in buffers if not b.paused and b.held >= bound and not needed]
+            free = [(p, b) for p, b, needed in buffers if b.paused and (b.held <= bound // 2 or needed)]
             for _, buffer in full:
                 buffer.paused = True
             for _, buffer in free:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -28,10 +28,11 @@ class Log(Protocol):
         """The first offset kept and the one the next record will get; of a topic read committed, the end of what is committed."""
         ...
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         """Records with start <= offset < stop in offset order, in pieces that are not empty.
 
         Compaction and transactions leave holes; the end is where the partition has nothing more below `stop`.
+        Close what is not read to its end: a read holds a consumer, and what holds the read may live long.
         Raises InvariantBroken when `start` is not in the partition (deleted by retention, or beyond its end).
         """
         ...
@@ -82,7 +83,7 @@ class KafkaLog:
                 raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
             return low, high
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         """As in Log."""
         if start >= stop:
             return

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from confluent_kafka import KafkaException
@@ -22,7 +23,7 @@ from confluent_kafka.cimpl import NewTopic
 from features.facts import TOPICS
 from features.redis_store import RedisStore
 from features.store import Claim
-from proto.errors import BadInput, DependencyUnreachable
+from proto.errors import BadInput, DependencyUnreachable, MemoryOutgrown
 from scoring.fallback import Fallback
 from scoring.reasons import Money
 from scoring.scorer import load as load_model
@@ -73,6 +74,11 @@ def delete_topic(admin: AdminClient, name: str, timeout_s: float) -> None:
         admin.delete_topics([name], request_timeout=timeout_s)[name].result(timeout_s + 1)
     except (KafkaException, TimeoutError) as error:
         log.warning("control topic %s stays behind: %s", name, error)
+
+
+def resident_mb() -> int:
+    """Resident memory of this process in MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
 
 
 @dataclass(slots=True)
@@ -129,6 +135,7 @@ class Worker:
     def __init__(self, settings: Settings, client: dict[str, Any], redis_url: str, *, until_idle_s: float | None = None) -> None:
         self._settings, self._client, self._redis_url, self._until_idle_s = settings, client, redis_url, until_idle_s
         self._metrics = Metrics()
+        self._outgrown = ""  # why memory is no longer enough
         self._last = (0.0, 0.0)  # perf_counter and CPU seconds of the process when the last item was applied
 
     def run(self) -> dict[str, Any]:
@@ -312,6 +319,8 @@ class Worker:
             watchdog.done()
         if feeder.progress.failure is not None:
             raise feeder.progress.failure
+        if self._outgrown:
+            raise MemoryOutgrown(self._outgrown)
         if ingest.failure is not None:
             raise ingest.failure
         log.info("worker %s stopped", name)
@@ -330,6 +339,13 @@ class Worker:
                 self._metrics.lag.labels(str(partition)).set(lag)
             idle_since = feeder.progress.idle_since
             if self._until_idle_s is not None and feeder.progress.paused:
+                feeder.drain()
+            if (limit := self._settings.memory_limit_mb) and (now := resident_mb()) > limit and not self._outgrown:
+                self._outgrown = (
+                    f"resident memory is {now} MB, above CHURN_MEMORY_LIMIT_MB={limit}: stopped before the system ends it hard; start it "
+                    "afresh, and lower CHURN_MAX_FACTS_IN_MEMORY or CHURN_BUFFER_BYTES when that comes again"
+                )
+                log.critical("%s", self._outgrown)
                 feeder.drain()
             if self._until_idle_s is not None and idle_since is not None and loop.time() - idle_since >= self._until_idle_s:
                 feeder.drain()

@@ -248,7 +248,11 @@ class Merge:
 
     def satisfied(self, events: int) -> bool:
         """Whether reading more would not make the next batches of up to `events` records any better."""
-        return all(buffer.count >= events or not buffer.open for buffer in self.buffers)
+        return all((buffer.count >= events or not buffer.open) and not self.needs(buffer) for buffer in self.buffers)
+
+    def needs(self, buffer: Buffer) -> bool:
+        """Whether an open intent or a plan cannot be taken before this buffer has read on, whatever it holds already."""
+        return self.forced is not None and buffer.position <= self.forced[TOPICS[buffer.topic]]
 
     def force(self, to: Offsets, plan: IntArray | None) -> None:
         """The next batch is what lies up to these offsets, in the order of the plan when there is one."""
@@ -288,7 +292,7 @@ class Merge:
         return self._batch(columns, ranks, recovered=False) if len(ranks) else None
 
     def _take_forced(self, to: Offsets) -> Batch | None:
-        if any(buffer.position <= to[TOPICS[buffer.topic]] for buffer in self.buffers):
+        if any(self.needs(buffer) for buffer in self.buffers):
             return None
         windows = [list(_until(buffer, to[TOPICS[buffer.topic]], buffer.count)) for buffer in self.buffers]
         if not any(windows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from features.facts import OFFSET, PROFILE, TOPICS
 from features.history import Histories, Outcome
-from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Store, broken
+from features.store import MAX_CUSTOMERS, Apply, Claim, CustomerState, CustomerWrite, Intent, Store, broken, fenced
 from proto.errors import Fenced, InvariantBroken, StateDamaged
 from streams.codec import Decoder
 from streams.emitted import LETTER, MARGIN, SCORE, Emitted, Outputs, together
@@ -139,6 +140,15 @@ class Restorer:
         outputs = Outputs(self.log, s.scores, s.dead_letters, s.alerts, claim.partition, margin=max(MARGIN, s.largest_batch))
         with self.parts.part("look"):
             outputs.look()
+        try:
+            return self._restored(claim, outputs)
+        except InvariantBroken:
+            # What looks like a loss to a worker that was frozen since its claim may be what its successors have done meanwhile.
+            if self.store.standings([claim.partition])[0].nonce != claim.nonce:
+                raise fenced(claim.partition) from None
+            raise
+
+    def _restored(self, claim: Claim, outputs: Outputs) -> Claim:
         why = self._lost(claim, outputs)
         if why:
             claim = self._rebuild(claim, outputs, why)
@@ -246,18 +256,19 @@ class Restorer:
         end = outputs.newest_key - 2 * self.settings.largest_batch
         began = said = time.monotonic()
         handled = 0
-        for piece in outputs.after(base.applied):
-            kept = piece.pick(piece.key <= end)
-            for batch, block in replay.recorded.batches(kept):
-                done = replay.handle(batch, block)
-                replay.move(batch, done, block)
-                draft.changed(done.customers)
-                handled += len(batch)
-            if time.monotonic() - said > _SAY_S:
-                said = time.monotonic()
-                log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
-            if len(kept) < len(piece):
-                break
+        with closing(replay.recorded):
+            for piece in outputs.after(base.applied):
+                kept = piece.pick(piece.key <= end)
+                for batch, block in replay.recorded.batches(kept):
+                    done = replay.handle(batch, block)
+                    replay.move(batch, done, block)
+                    draft.changed(done.customers)
+                    handled += len(batch)
+                if time.monotonic() - said > _SAY_S:
+                    said = time.monotonic()
+                    log.info("partition %d: %d records handled again, %d a second", partition, handled, handled / (said - began))
+                if len(kept) < len(piece):
+                    break
         draft.finish(replay.position)
         self.metrics.rebuilding.labels(str(partition)).set(0)
         self.metrics.restored.labels("rebuilt").inc(handled)
@@ -278,14 +289,15 @@ class Restorer:
         replay = _Replay(self, partition, position, histories, lambda names: self.store.load(partition, names), outputs, whole=True)
         replay.expected = (*outputs.last_keys(), outputs.newest_key - 2 * self.settings.largest_batch)
         left: list[Emitted] = []
-        for piece in outputs.after(claim.applied):
-            if left:
-                left.append(piece)
-                continue
-            for batch, block in replay.recorded.batches(piece):
-                if not self._adopt_batch(replay, batch, block, nonce):
+        with closing(replay.recorded):
+            for piece in outputs.after(claim.applied):
+                if left:
                     left.append(piece)
-                    break
+                    continue
+                for batch, block in replay.recorded.batches(piece):
+                    if not self._adopt_batch(replay, batch, block, nonce):
+                        left.append(piece)
+                        break
         self.metrics.restore_differences.labels("cut").inc(outputs.conflicts)
         claim = self.store.claim(partition, nonce)
         if dict(claim.applied) != replay.position.applied:

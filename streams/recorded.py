@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,7 +43,7 @@ class Recorded:
     go_on: Callable[[], None] = lambda: None
     parts: Parts = field(default_factory=Parts)
     merge: Merge = field(init=False)
-    _readers: list[Iterator[list[RawMessage]]] = field(default_factory=list)
+    _readers: list[Generator[list[RawMessage], None, None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.merge = Merge(self.partition, "", dict(self.start), self.watermark_ms)
@@ -52,6 +52,11 @@ class Recorded:
             begin = max(low, self.start[TOPICS[buffer.topic]] + 1)
             buffer.reach(begin, high)
             self._readers.append(self.source.read(topic, self.partition, begin, high))
+
+    def close(self) -> None:
+        """End the reads."""
+        for reader in self._readers:
+            reader.close()
 
     def batches(self, emitted: Emitted) -> Iterator[tuple[Batch, Emitted | None]]:
         """The records up to the last of the emitted ones, in batches; with the emitted records each batch is ordered by."""

@@ -145,6 +145,11 @@ class Settings(BaseSettings):
     max_facts_in_memory: int = Field(
         20_000_000, ge=100_000, description="Bound of facts one worker keeps in memory (count, 80 bytes each)."
     )
+    memory_limit_mb: int = Field(
+        0,
+        ge=0,
+        description="A worker whose resident memory is above this stops gracefully and exits with 1, to be started afresh (MB); 0 = never.",
+    )
     progress_timeout_s: float = Field(60.0, gt=0, description="A worker with lag and no applied batch for this long exits (s).")
 
     # Snapshots and rebuilding

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 import zstandard
 
-from features.store import LAYOUT, MAX_CUSTOMERS, PREFIX, Claim, CustomerState, CustomerWrite, Store, digests
+from features.store import LAYOUT, MAX_CUSTOMERS, PREFIX, Claim, CustomerState, CustomerWrite, digests
 from proto.errors import ChurnError, StateDamaged
 from streams.metrics import Metrics
 
@@ -338,7 +338,7 @@ def take(source: Source, snapshots: Snapshots, partition: int, now_ms: int) -> P
                 f"partition {partition} was written to while the snapshot was taken; a running worker takes its own "
                 "(CHURN_SNAPSHOT_INTERVAL_S), or stop it first"
             )
-        _complete(partition, written, after.customers, ())
+        _complete(partition, written, after.customers)
         path = writer.finish(_stand(before, len(written), now_ms))
     except BaseException:
         writer.abandon()
@@ -351,9 +351,9 @@ def _stand(claim: Claim, customers: int, now_ms: int) -> Stand:
     return Stand(claim.partition, dict(claim.applied), claim.model, claim.watermark_ms, dict(claim.counters), customers, now_ms)
 
 
-def _complete(partition: int, written: Sequence[str], listed: bytes, since: Sequence[str]) -> None:
-    """Raises StateDamaged unless exactly the listed customers were written, but for those that came since."""
-    expected = np.setdiff1d(np.frombuffer(listed, "<u8"), np.frombuffer(digests(since), "<u8"))
+def _complete(partition: int, written: Sequence[str], listed: bytes) -> None:
+    """Raises StateDamaged unless exactly the listed customers were written."""
+    expected = np.unique(np.frombuffer(listed, "<u8"))
     found = np.unique(np.frombuffer(digests(written), "<u8"))
     if not np.array_equal(expected, found):
         apart = len(np.setxor1d(expected, found))
@@ -376,16 +376,16 @@ class _Job:
     """A snapshot being taken: the state after one batch, while later ones change it."""
 
     claim: Claim
+    listed: bytes  # digests of the customers known when it began
     writer: Writer
     lock: threading.Lock = field(default_factory=threading.Lock)
     done: set[str] = field(default_factory=set)  # in the file, or not there when it began
-    since: list[str] = field(default_factory=list)  # came after it began
     written: list[str] = field(default_factory=list)
     failed: BaseException | None = None
     closed: bool = False  # nothing is copied any more
 
-    def add(self, customers: Sequence[str], states: Sequence[CustomerState | None], *, absent_is_new: bool) -> None:
-        """Put those in the file that are not yet decided on."""
+    def add(self, customers: Sequence[str], states: Sequence[CustomerState | None], *, last_chance: bool) -> None:
+        """Put those in the file that are not yet decided on. last_chance: who is not stored now was not when it began."""
         with self.lock:
             if self.closed:
                 return
@@ -395,9 +395,7 @@ class _Job:
                 if state is not None:
                     self.writer.add(customer, state)
                     self.written.append(customer)
-                elif absent_is_new:
-                    self.since.append(customer)
-                else:
+                elif not last_chance:
                     continue
                 self.done.add(customer)
 
@@ -429,7 +427,7 @@ class Snapshotter:
     def __init__(
         self,
         snapshots: Snapshots,
-        store: Store,
+        store: Source,
         source: Source,
         interval_s: float,
         metrics: Metrics,
@@ -473,7 +471,7 @@ class Snapshotter:
         if not todo:
             return
         try:
-            job.add(todo, self._store.load(partition, todo), absent_is_new=True)
+            job.add(todo, self._store.load(partition, todo), last_chance=True)
         except (OSError, ChurnError) as error:  # the disk is full, the directory is gone; a customer is damaged, the store away
             job.failed = error
 
@@ -491,8 +489,9 @@ class Snapshotter:
         """Take a snapshot of the partition as it stands now."""
         self._last[claim.partition] = self._clock()
         try:
-            self._job = _Job(claim, self._snapshots.begin(claim.partition))
-        except OSError as error:
+            # Who is known is asked now: a customer whose keys were deleted looks like a new one to whoever overwrites it later.
+            self._job = _Job(claim, self._store.look(claim.partition).customers, self._snapshots.begin(claim.partition))
+        except (OSError, ChurnError) as error:
             self._failed(claim.partition, error)
             return
         self._queue.put(self._job)
@@ -535,7 +534,7 @@ class Snapshotter:
             if job.failed is not None:
                 raise job.failed
             todo = [name for name in names if name not in job.done]
-            job.add(todo, source.load(claim.partition, todo), absent_is_new=False)
+            job.add(todo, source.load(claim.partition, todo), last_chance=False)
             time.sleep(PAUSE_S)
         after = source.look(claim.partition)
         with job.lock:
@@ -546,7 +545,7 @@ class Snapshotter:
             raise job.failed
         if after.nonce != claim.nonce or after.rebuilding or any(after.applied[t] < offset for t, offset in claim.applied.items()):
             return None  # another owner, or a store that went back: whose states these are nobody knows
-        _complete(claim.partition, job.written, after.customers, job.since)
+        _complete(claim.partition, job.written, job.listed)
         path = job.writer.finish(_stand(claim, len(job.written), int(self._clock() * 1_000)))
         self._snapshots.prune(claim.partition)
         return path

@@ -147,15 +147,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fault", action="append", default=[], choices=FAULTS, metavar="NAME", help="only this one; may be given again")
     parser.add_argument("--events", type=int, help="records a round")
     parser.add_argument("--fresh", action="store_true", help="start workers as in production instead of by fork")
+    parser.add_argument("--each", type=int, metavar="N", help="every fault (or each --fault) N times, instead of --rounds")
+    parser.add_argument("--anew", action="store_true", help="run them all, whatever a ledger holds: a ledger of its own, begun empty")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run; the figures as one JSON object on the last line. 1 when a round was violated."""
     book = arguments.ledger or ledger.home() / "ledger.jsonl"
+    if arguments.anew:
+        book = ledger.home() / f"anew{arguments.lane}.jsonl"
+        book.unlink(missing_ok=True)
+    faults = arguments.fault or (sorted(FAULTS) if arguments.each else [])
     lines = run(
         seed=arguments.seed,
-        rounds=arguments.rounds,
-        faults=arguments.fault,
+        rounds=len(faults) * arguments.each if arguments.each else arguments.rounds,
+        faults=faults,
         mode=arguments.mode,
         events=arguments.events,
         fresh=arguments.fresh,

@@ -55,7 +55,8 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
             "recover_p50_s": percentile(recover, 0.5),
             "recover_p99_s": percentile(recover, 0.99),
         }
-    kills = [line["recover_s"] for line in lines if line["fault"].startswith("kill") and "recover_s" in line]
+    # From one SIGKILL to lag 0; kill_twice is two of them, one after the other, and has its own row.
+    kills = [line["recover_s"] for line in lines if line["fault"] in ("kill", "kill_big", "kill_one_of_two") and "recover_s" in line]
     graceful = [line for line in lines if line["fault"] == "graceful"]
     redis = [line["recover_s"] for line in lines if line["fault"] == "redis_kill" and "recover_s" in line]
     scale = [line["facts"]["scale_pause_s"] for line in lines if "scale_pause_s" in line.get("facts", {})]

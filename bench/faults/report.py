@@ -93,7 +93,7 @@ def soak(lines: Sequence[ledger.Line]) -> str:
     """One row per soak."""
     if not lines:
         return "None yet.\n"
-    head = ("at", "minutes", "events", "delivery", "faults", "starts", "violations", "memory", "slope", "commit")
+    head = ("at", "minutes", "events", "delivery", "faults", "harm", "starts", "violations", "memory", "slope", "commit")
     rows = [f"| {' | '.join(head)} |\n", "|---" * len(head) + "|\n"]
     for line in lines:
         facts = line["facts"]
@@ -103,10 +103,11 @@ def soak(lines: Sequence[ledger.Line]) -> str:
             f"{line['events']:,}",
             line["mode"],
             sum(facts["faults"].values()),
+            "mild" if facts.get("mild") else "all",
             line.get("restarts", 0),
             len(line.get("violations", [])),
             f"{facts['rss_mb']} MB",
-            f"{facts['rss_slope_percent_per_hour']} %/h",
+            f"{facts['rss_slope_percent_per_hour']} %/h over {facts['rss_watched_s'] / 60:.1f} min",
             line["commit"],
         )
         rows.append(f"| {' | '.join(map(str, cells))} |\n")

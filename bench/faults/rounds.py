@@ -415,7 +415,7 @@ class Observer:
         self.max_rss_mb = 0
         self.max_files = 0
         self.scrapes = 0
-        self.rss: list[tuple[int, float, int]] = []  # worker, moment, MB
+        self.rss: list[tuple[int, float, float]] = []  # worker, moment, MB
         self.port = redis_port
         self._every_s = every_s
         self._settings, self._feeder, self._crew = settings, feeder, crew
@@ -467,9 +467,9 @@ class Observer:
                     files = len(os.listdir(f"/proc/{worker.process.pid}/fd"))
                 except (OSError, ValueError):
                     continue
-                rss = int(fields[1]) * os.sysconf("SC_PAGE_SIZE") >> 20 if len(fields) > 1 else 0
+                rss = int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if len(fields) > 1 else 0.0
                 self.rss.append((worker.number, time.monotonic(), rss))
-                self.max_rss_mb, self.max_files = max(self.max_rss_mb, rss), max(self.max_files, files)
+                self.max_rss_mb, self.max_files = max(self.max_rss_mb, round(rss)), max(self.max_files, files)
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{worker.metrics_port}/metrics", timeout=1) as answer:
                         text = answer.read().decode()

@@ -8,7 +8,7 @@ far the broker is with what was queued, what of it still arrives after the sende
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -262,7 +262,7 @@ class LogReader:
         log = self._host.broker.log(topic, partition)
         return log.low, log.stable
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         """As in streams.log.Log."""
         log = self._host.broker.log(topic, partition)
         position, last = log.first(start), log.first(stop)

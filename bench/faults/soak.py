@@ -30,6 +30,11 @@ WINDOW_S: Final = 180.0
 WARM_UP_S: Final = 300.0
 PAUSE_S: Final = (5.0, 20.0)
 WORKERS: Final = 2
+MILD: Final = {
+    *("kafka_latency", "kafka_narrow", "kafka_slice", "kafka_slow", "redis_latency", "redis_slice", "redis_slow"),
+    *("corrupt_model", "graceful", "kill"),  # of the worker that is not spared
+}
+"""What the spared worker lives through: its memory has to be watched for long, and a worker that is fenced or cut off ends by design."""
 
 
 def mixed() -> list[Fault]:
@@ -40,8 +45,12 @@ def mixed() -> list[Fault]:
     return list({fault.inject: fault for fault in reversed(fit)}.values())
 
 
-def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, home: Path) -> dict[str, Any]:
-    """Soak for so long; the figures, which also go to the ledger. home: directory for servers and logs."""
+def run(*, seed: str, minutes: float, per_second: float, mode: str, mild: bool, warm_up_s: float, book: Path, home: Path) -> dict[str, Any]:
+    """Soak for so long; the figures, which also go to the ledger. home: directory for servers and logs.
+
+    mild: only what a worker lives through. warm_up_s: seconds of a worker's life that do not count for the slope of its memory.
+    """
+    faults = [fault for fault in mixed() if not mild or fault.name in MILD]
     shelf = Shelf(home.parent / "models")
     fault = Fault("soak", lambda this: None, "all mixed", workers=WORKERS, proxied=("redis", "kafka"), variables=IMPATIENT)
     count = int(minutes * 60 * per_second)
@@ -51,7 +60,7 @@ def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, 
         nursery = stack.enter_context(Nursery())
         shelf.fill(Settings(kafka_bootstrap_servers=ground.kafka, replication=ground.nodes))
         this = Round(ground, fault, f"soak {seed}", count, mode, shelf, home / "round")
-        this.rollback = any(fault.rollback for fault in mixed())
+        this.rollback = any(fault.rollback for fault in faults)
         this.open()
         this.publish(shelf.envelopes[0])
         outcome = Outcome(
@@ -64,7 +73,7 @@ def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, 
         this.observer = Observer(ground.redis.port, this.settings, this.feeder, this.crew, every_s=0.25)
         begin = time.monotonic()
         try:
-            done = _soak(this, minutes, per_second)
+            done = _soak(this, faults, minutes, per_second)
             if not this.until(lambda: (look := this.observer.last()) is not None and look.lag(this.feeder.ends) == 0):
                 outcome.violations.append("I7 progress: still behind after the last fault")
             this.until(this.crew.settled, 20.0)
@@ -80,10 +89,11 @@ def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, 
         _clean(this)
     outcome.restarts = this.crew.started - WORKERS
     outcome.seconds = round(time.monotonic() - begin, 1)
-    slope, life_s, level_mb = memory(this.observer.rss)
+    slope, life_s, level_mb = memory(this.observer.rss, warm_up_s)
     outcome.facts |= this.facts | {
         "faults": dict(done),
         "minutes": minutes,
+        "mild": mild,
         "rss_slope_percent_per_hour": slope,
         "rss_watched_s": life_s,
         "rss_mb": level_mb,
@@ -94,13 +104,12 @@ def run(*, seed: str, minutes: float, per_second: float, mode: str, book: Path, 
     return {"violations": [], **figures, **figures.pop("facts"), "faults_done": sum(done.values())}
 
 
-def _soak(this: Round, minutes: float, per_second: float) -> Counter[str]:
-    """Faults until the time is over; how often each came."""
+def _soak(this: Round, faults: Sequence[Fault], minutes: float, per_second: float) -> Counter[str]:
+    """Of these faults one after another until the time is over; how often each came."""
     this.crew.scale(WORKERS)
     this.until(lambda: this.crew.holding() == WORKERS)
     this.feeder.begin(per_second)
     end = time.monotonic() + minutes * 60
-    faults = mixed()
     done: Counter[str] = Counter()
     while time.monotonic() < end:
         fault = this.random.choice(faults)
@@ -113,9 +122,9 @@ def _soak(this: Round, minutes: float, per_second: float) -> Counter[str]:
     return done
 
 
-def memory(series: Sequence[tuple[int, float, int]], warm_up_s: float = WARM_UP_S) -> tuple[float | None, float, float | None]:
+def memory(series: Sequence[tuple[int, float, float]], warm_up_s: float) -> tuple[float | None, float, float | None]:
     """Slope of the resident memory of the worker that lived longest, % per hour by least squares after the warm-up; seconds, mean MB."""
-    lives: dict[int, list[tuple[float, int]]] = {}
+    lives: dict[int, list[tuple[float, float]]] = {}
     for worker, moment, mb in series:
         lives.setdefault(worker, []).append((moment, mb))
     longest = max(lives.values(), key=lambda life: life[-1][0] - life[0][0], default=[])
@@ -132,6 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ledger.add_arguments(parser)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--per-second", type=float, default=200.0, help="records a second")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP_S, help="seconds that do not count for the slope of memory")
+    parser.add_argument("--mild", action="store_true", help="only what a worker lives through, so that its memory is watched to the end")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -141,6 +152,8 @@ def main(arguments: argparse.Namespace) -> int:
         minutes=arguments.minutes,
         per_second=arguments.per_second,
         mode=arguments.mode or "at_least_once",
+        mild=arguments.mild,
+        warm_up_s=arguments.warm_up,
         book=arguments.ledger or ledger.home() / "soak.jsonl",
         home=ledger.home() / f"lane{arguments.lane}",
     )

@@ -68,6 +68,19 @@ def test_a_stop_under_load_repeats_nothing(deployment: Deployment, delivery: str
     assert len(raw(deployment)) == len(set(raw(deployment))) == 8_000
 
 
+def test_a_worker_that_outgrows_its_memory_stops_in_order(deployment: Deployment) -> None:
+    deployment.feed(500)
+    done = deployment.wait(deployment.start(CHURN_MEMORY_LIMIT_MB="20"))  # less than any worker needs
+    assert done.code == 1
+    assert "above CHURN_MEMORY_LIMIT_MB=20" in done.err
+    assert "Traceback" not in done.err
+    store = deployment.store()
+    assert {store.look(partition).nonce for partition in range(deployment.settings.partitions)} == {""}  # given up, nothing in flight
+    store.close()
+    assert deployment.work(CHURN_MEMORY_LIMIT_MB="4000")["residue"] == 0
+    assert len(raw(deployment)) == len(set(raw(deployment))) == 500
+
+
 def test_a_frozen_worker_that_thaws_changes_nothing(deployment: Deployment) -> None:
     """Both modes at once: what takes time is the group, which has to notice."""
     calm = beside(deployment, "calm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -121,7 +121,7 @@ class Committed(Log):
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         return 0, len(self.letters if "letters" in topic else self.written)
 
-    def read(self, topic: str, partition: int, start: int, stop: int) -> Iterator[list[RawMessage]]:
+    def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         values = self.letters if "letters" in topic else [value for _, value in self.written]
         if values[start:stop]:
             yield [Message(value, None, start + i, 0) for i, value in enumerate(values[start:stop])]

@@ -15,11 +15,11 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 import streams.ingest
 from features.facts import TOPICS
 from features.memory_store import MemoryStore
-from features.store import Claim
+from features.store import Claim, Intent
 from proto.errors import DependencyUnreachable, StoreUnavailable, StoreWentBack
 from streams.codec import Decoder
 from streams.ingest import FETCH, Ingest, IngestSettings
-from streams.merge import RECORD_BYTES
+from streams.merge import RECORD_BYTES, Batch
 from streams.settings import Settings
 from streams.topics import client_config, create, producer_config
 
@@ -244,3 +244,49 @@ def test_a_worker_that_does_not_get_on_reads_ahead_no_further_than_its_bound(set
     assert bound // 2 < read_ahead(settings, bound) < settings.partitions * (bound + fetch) < events * each * 2 // 3
     # Without a bound it takes all there is: the test would see it.
     assert read_ahead(settings, 1 << 30) > events * (each - 50)
+
+
+class Midway(Owning):
+    """An owner of partitions in which a batch of 4,000 logins is open: more than the reader's bounds let wait."""
+
+    def assign(self, partition: int, nonce: str) -> Claim:
+        store = MemoryStore()
+        fresh = store.claim(partition, nonce)
+        to = {**fresh.applied, TOPICS[1]: 3_999}
+        store.intend(partition, nonce, fresh.applied, Intent(to, "", 1))
+        return store.claim(partition, nonce)
+
+
+def test_an_open_batch_larger_than_the_bounds_is_read_to_its_end(settings: Settings) -> None:
+    """Begun by a worker with larger bounds, say before CHURN_BATCH_MAX_EVENTS and CHURN_BUFFER_BYTES were lowered."""
+    settings = settings.model_copy(update={"partitions": 1})
+    create(settings)
+    producer = Producer(producer_config(settings))
+
+    def produce(numbers: range) -> None:
+        for number in numbers:
+            event = {"event_id": f"e{number}", "customer_id": "c", "kind": "login", "event_time": 1_700_000_000_000 + number}
+            producer.produce(settings.prefixed("logins"), json.dumps(event), "c")
+        assert producer.flush(60) == 0
+
+    produce(range(100))
+    inputs = [settings.prefixed(topic) for topic in TOPICS]
+    ingest = Ingest(
+        IngestSettings(client_config(settings), settings.group_id, inputs, 10, 0.01, 4_000, 10),
+        Decoder(currency="EUR", rates={}, future_ms=0, max_bytes=1_000, digest_key=b"k"),
+        Midway(),
+        lambda: None,
+    )
+    ingest.start()
+    until(lambda: any(buffer.position == 100 for merge in ingest._merges.values() for buffer in merge.buffers))
+    produce(range(100, 4_200))  # by one fetch more than fits can always be read
+    taken: list[Batch] = []
+
+    def take() -> bool:
+        taken.extend(ingest.take())
+        return bool(taken)
+
+    until(take)
+    ingest.stop()
+    assert ingest.join(20)
+    assert (len(taken[0]), taken[0].recovered) == (4_000, True)
