@@ -160,7 +160,7 @@ def interventions(treated: Treated, rng: np.random.Generator, draws: int = DRAWS
     def measure(rows: Ints) -> tuple[float, float, float, float, float]:
         a, b = y[rows][arm[rows]], y[rows][~arm[rows]]
         if not len(a) or not len(b):
-            return (np.nan,) * 5
+            return np.nan, np.nan, np.nan, np.nan, np.nan
         effect = float(b.mean() - a.mean())
         worth = value[rows][arm[rows]]
         mean_value = float(np.nanmean(worth)) if np.isfinite(worth).any() else np.nan

@@ -1,6 +1,7 @@
 """Outcomes: who is labelled when, and whether the intervals hold what they promise."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from drift.outcomes import CHURNED, STAYED, UNKNOWN, Labels, Scored, Treated, at_risk, auc, expected, interventions, labelled, quality
@@ -9,8 +10,8 @@ from features.window import DAY_MS
 H = 30 * DAY_MS
 
 
-def days(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.array(values, np.int64) * DAY_MS
+def days(*values: int) -> npt.NDArray[np.int64]:
+    return np.array([value * DAY_MS for value in values], np.int64)
 
 
 def test_a_score_is_labelled_when_its_horizon_is_over_and_not_before() -> None:
