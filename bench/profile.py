@@ -16,7 +16,6 @@ import os
 import sys
 import threading
 import time
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -69,10 +68,10 @@ class _Threads:
 
     def by_kind(self) -> dict[str, float]:
         """Seconds of the client's threads, the main one and the others."""
-        kinds: dict[str, float] = defaultdict(float)
+        kinds = {"client": 0.0, "loop": 0.0, "others": 0.0}
         for thread, (name, seconds) in self.seconds.items():
             kinds["client" if name.startswith("rdk:") else "loop" if thread == self.pid else "others"] += seconds
-        return dict(kinds)
+        return kinds
 
     def _look(self) -> bool:
         try:
