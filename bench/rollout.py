@@ -56,14 +56,12 @@ def ever(x: Floats, alpha: float, fault: bool) -> npt.NDArray[np.bool_]:
         n = np.arange(1, x.shape[1] + 1)
         mean, square = np.cumsum(x, axis=1) / n, np.cumsum(x**2, axis=1) / n
         z = mean / np.sqrt(np.maximum(square - mean**2, 1e-12) / n)
-        peeked: npt.NDArray[np.bool_] = (z[:, least - 1 :: A_DAY] > norm.isf(alpha)).any(axis=1)
-        return peeked
+        return np.asarray((z[:, least - 1 :: A_DAY] > float(norm.isf(alpha))).any(axis=1), np.bool_)
     # The same wealth as drift.rollout.Evidence, vectorised over runs; a test holds the two together.
     total = np.zeros_like(x)
     for bet in BETS:
         total += np.exp(np.minimum(np.cumsum(np.log1p(bet * x), axis=1), 500)) / len(BETS)
-    shown: npt.NDArray[np.bool_] = (np.maximum.accumulate(total, axis=1)[:, least - 1 :: A_DAY] >= 1 / alpha).any(axis=1)
-    return shown
+    return np.asarray((np.maximum.accumulate(total, axis=1)[:, least - 1 :: A_DAY] >= 1 / alpha).any(axis=1), np.bool_)
 
 
 def through(seed: int, noise: float, health: Health) -> Rollout:

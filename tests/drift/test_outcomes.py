@@ -76,7 +76,7 @@ def test_an_intervention_is_measured_against_its_hold_out_and_money_follows() ->
     assert found["churn_prevented"]["low"] < 0.1 < found["churn_prevented"]["high"]
     assert found["revenue_saved_minor"]["value"] == pytest.approx(found["churn_prevented"]["value"] * arm.sum() * 10_000, rel=1e-3)
     assert found["return_on_cost"]["value"] == pytest.approx(found["churn_prevented"]["value"] * 10_000 / 300 - 1, rel=1e-3)
-    assert "churn_prevented" not in interventions(Treated(n, n, arm | True, churned, n * 1.0, n * 1.0), rng)
+    assert "churn_prevented" not in interventions(Treated(n, n, arm | True, churned, np.ones(4_000), np.ones(4_000)), rng)
 
 
 def test_revenue_at_risk_is_the_expectation_and_its_chance() -> None:
