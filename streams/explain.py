@@ -166,7 +166,9 @@ class Explainer:
             parts = [(index, rows) for index, rows in parts if len(rows)]
             if not parts:
                 raise BadUsage(f"nothing is known of customer {customer!r} at or before {at_ms} ms")
-            known = self._stepped(customer, parts, _merged(parts), "topics")
+            # In the recorded order where there is one: what was refused as too late then is no part of what is known.
+            plan = self._plan(partition, customer)
+            known = self._stepped(customer, parts, _planned(parts, plan) if len(plan) else _merged(parts), "topics")
         return View(at_ms, known.facts, vectors(known.facts, known.carry, at_ms), known.source, score)
 
     def _known(self, score: Mapping[str, Any]) -> tuple[Known, FloatArray] | None:

@@ -123,7 +123,7 @@ def test_the_commands_that_read_an_evaluation(done: Run, body: dict[str, Any], h
     assert (failed, no["feasible"]) == (1, False)
 
 
-def test_build_dataset_gives_the_same_digest_twice_and_stops_at_a_leak(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_dataset_gives_the_same_digest_twice_and_stops_at_a_leak(done: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (simulation,) = home.glob("simulated-*")
     words = ("build-dataset", "--simulation", str(simulation), "--label", "silent-30d", "--step-days", "45")
     failed, first = command(home, *words)
