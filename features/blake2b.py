@@ -132,5 +132,5 @@ def _hash(rows: Any, found: Any) -> None:
 def blake2b_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """blake2b-128 of the little-endian bytes of each row of a float32 array (n, width), uint8 of shape (n, DIGEST_BYTES)."""
     found = np.empty((len(rows), DIGEST_BYTES // 8), np.uint64)
-    _hash(np.require(rows, np.float32, "CW").view(np.uint32), found)  # writable because the compiled signature says so
+    _hash(np.require(rows, np.float32, ["C", "W"]).view(np.uint32), found)  # writable because the compiled signature says so
     return found.astype("<u8", copy=False).view(np.uint8)

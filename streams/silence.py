@@ -183,15 +183,19 @@ class Attendance:
         number = block.offset // OFFSETS
         bounds = [0, *(np.flatnonzero(number[1:] != number[:-1]) + 1).tolist(), len(block)]
         for first, end in pairwise(bounds):
-            at, names = block.at[first:end].tolist(), block.customer[first:end].tolist()
-            due = self._roster.slice(self._stand, at[-1])
-            expected = list(zip(due.customers, due.at.tolist(), strict=True))
-            there = set(zip(names, at, strict=True))
-            places = [k for k, one in enumerate(expected) if one in there]
-            found += [one for one in expected[: places[-1] + 1 if places else len(expected)] if one not in there]
-            # A slice that was cut off goes on behind its last score.
-            whole = not expected or (bool(places) and places[-1] + 1 == len(expected))
-            self._stand = due.now if whole else TickStand(at[-1], place_of(names[-1]))
+            rest = list(zip(block.customer[first:end].tolist(), block.at[first:end].tolist(), strict=True))
+            # Of one number are also two slices, when the store went back to the first and there was no number between them.
+            while rest:
+                due = self._roster.slice(self._stand, rest[-1][1])
+                expected = list(zip(due.customers, due.at.tolist(), strict=True))
+                there = set(rest)
+                places = [k for k, one in enumerate(expected) if one in there]
+                found += [one for one in expected[: places[-1] + 1 if places else len(expected)] if one not in there]
+                more = [one for one in rest if one not in expected] if places else []
+                # A slice that was cut off goes on behind its last score.
+                whole = not expected or (bool(places) and places[-1] + 1 == len(expected))
+                self._stand = due.now if whole else TickStand(rest[-1][1], place_of(rest[-1][0]))
+                rest = more if whole else []
         return found
 
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from features.window import DAY_MS, HOUR_MS
+from features.window import DAY_MS
 from proto.drift import DriftVerdict
 from proto.errors import BadInput, BadUsage
 from streams import drift_baseline
@@ -59,7 +59,12 @@ def send(settings: Settings, first: int, last: int, *, unit_from: int = 10**6, s
 def profiles(settings: Settings) -> None:
     producer = Producer(producer_config(settings))
     for n in range(CUSTOMERS):
-        profile = {"event_id": f"p{n}", "customer_id": customer(n), "event_time": BEGIN - HOUR_MS, "segment": "gold" if n % 3 else "silver"}
+        profile = {
+            "event_id": f"p{n}",
+            "customer_id": customer(n),
+            "event_time": BEGIN - 40 * DAY_MS,
+            "segment": "gold" if n % 3 else "silver",
+        }
         producer.produce(settings.prefixed("customer-profiles"), orjson.dumps(profile), customer(n).encode(), partition=0)
     assert producer.flush(30) == 0
 
