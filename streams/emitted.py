@@ -220,14 +220,20 @@ class Outputs:
         for code, topic in ((SCORE, self.scores), (LETTER, self.dead_letters), (ALERT, self.alerts)):
             low, high = self.source.ends(topic, self.partition)
             kind = _Kind(topic, code, low, high, begin=max(low, high - self.margin))
-            for messages in self.source.read(topic, self.partition, kind.begin, high):
-                kind.window.append(self._columns(kind, messages))
+            kind.window = self._window(kind)
+            while not any(map(len, kind.window)) and kind.begin > low:
+                # Aborted transactions and their ends alone: what was committed lies before them.
+                kind.begin = max(low, high - _WIDER * (high - kind.begin))
+                kind.window = self._window(kind)
             keys = [int(part.key.max()) for part in kind.window if len(part)]
             if keys:
                 kind.last_key = max(keys)
             elif high > 0:
                 kind.last_key = float("inf")  # there were some, retention took them: whatever lies here was emitted long ago
             self._kinds.append(kind)
+
+    def _window(self, kind: _Kind) -> list[Emitted]:
+        return [self._columns(kind, messages) for messages in self.source.read(kind.topic, self.partition, kind.begin, kind.high)]
 
     @property
     def ever(self) -> bool:
