@@ -18,6 +18,7 @@ from features.facts import TOPICS
 from features.store import Claim
 from proto.errors import DependencyUnreachable, Fenced, InvariantBroken, StoreWentBack
 from streams.codec import Decoder, RawMessage
+from streams.log import watermarks
 from streams.merge import Batch, Merge, Slice, Ticks, TickStand
 from streams.metrics import Parts
 from streams.partitioner import murmur2
@@ -416,13 +417,6 @@ class Ingest:
         log.info("assigned partitions %s", partitions)
         self.ready()
 
-    def _ends(self, consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
-        try:
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=self.settings.timeout_s)
-        except KafkaException as error:
-            raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
-        return low, high
-
     def _claim(self, partition: int) -> None:
         claim = self.owner.assign(partition, secrets.token_hex(16))
         with self._lock:
@@ -482,7 +476,7 @@ class Ingest:
         ticks = Ticks(s.tick_ms, stand(claim.counters), claim.counters.get("arrived_ms", 0)) if s.tick_ms else None
         merge = Merge.of(claim, ticks)
         for buffer, topic in zip(merge.buffers, s.topics, strict=True):
-            low, high = self._ends(consumer, topic, claim.partition)
+            low, high = watermarks(consumer, topic, claim.partition, s.timeout_s)
             start = merge.applied[TOPICS[buffer.topic]] + 1
             if start < low:
                 log.warning("%s[%d]: what follows offset %d was deleted unread; claimed again soon", topic, claim.partition, start - 1)

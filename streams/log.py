@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 FETCH: Final = 5_000
 """Most messages of one piece."""
 WAIT_S: Final = 0.25
+_ELECTING: Final = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
 class Log(Protocol):
@@ -36,6 +37,23 @@ class Log(Protocol):
         Raises InvariantBroken when `start` is not in the partition (deleted by retention, or beyond its end).
         """
         ...
+
+
+def watermarks(consumer: Consumer, topic: str, partition: int, timeout_s: float) -> tuple[int, int]:
+    """First offset kept and next one, asked of the leader; one that is just being elected is waited for.
+
+    Raises DependencyUnreachable when there is no answer within `timeout_s`.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+        except KafkaException as error:
+            if error.args[0].code() in _ELECTING and time.monotonic() < until:
+                time.sleep(0.05)
+                continue
+            raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
+        return low, high
 
 
 class KafkaLog:
@@ -77,11 +95,7 @@ class KafkaLog:
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """As in Log."""
         with self._consumer() as consumer:
-            try:
-                low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=self._timeout_s)
-            except KafkaException as error:
-                raise DependencyUnreachable(f"Kafka: the ends of {topic}[{partition}]: {error.args[0].str()}") from error
-            return low, high
+            return watermarks(consumer, topic, partition, self._timeout_s)
 
     def read(self, topic: str, partition: int, start: int, stop: int) -> Generator[list[RawMessage], None, None]:
         """As in Log."""

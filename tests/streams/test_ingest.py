@@ -314,7 +314,8 @@ def test_records_deleted_between_restore_and_reading_are_a_reason_to_claim_again
         producer.produce(settings.prefixed("logins"), b"{", "c")
     assert producer.flush(60) == 0
     logins = TopicPartition(settings.prefixed("logins"), 0, 8)
-    AdminClient(client_config(settings)).delete_records([logins])[logins].result(10)
+    admin = AdminClient(client_config(settings))  # answers come only while it lives
+    admin.delete_records([logins])[logins].result(10)
     owner = Behind()
     inputs = [settings.prefixed(topic) for topic in TOPICS]
     ingest = Ingest(
