@@ -36,7 +36,7 @@ class _Floats(types.Type):  # type: ignore[misc]  # numba has no types for a che
         super().__init__(name=f"float32x{LANES}")
 
 
-class _Mask(types.Type):  # type: ignore[misc]
+class _Mask(types.Type):  # type: ignore[misc]  # as above
     def __init__(self) -> None:
         super().__init__(name=f"bool1x{LANES}")
 
@@ -45,13 +45,13 @@ floats, mask = _Floats(), _Mask()
 
 
 @_extending.register_model(_Floats)
-class _FloatsModel(_extending.models.PrimitiveModel):  # type: ignore[misc]
+class _FloatsModel(_extending.models.PrimitiveModel):  # type: ignore[misc]  # as above
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _FLOATS)
 
 
 @_extending.register_model(_Mask)
-class _MaskModel(_extending.models.PrimitiveModel):  # type: ignore[misc]
+class _MaskModel(_extending.models.PrimitiveModel):  # type: ignore[misc]  # as above
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _BITS)
 

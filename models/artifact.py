@@ -253,7 +253,8 @@ def contradictions(manifest: Manifest, forest: Forest, names: Sequence[str]) -> 
             if value is not None and (not isinstance(value, int | float) or not 0 <= value <= 1):
                 yield f"{part} {name} = {value} is none"
         auc, interval = figures.get("auc"), figures.get("auc_interval")
-        if isinstance(auc, float) and isinstance(interval, list) and None not in interval and not interval[0] <= auc <= interval[-1]:  # type: ignore[operator]
+        known = isinstance(auc, float) and isinstance(interval, list) and all(isinstance(end, int | float) for end in interval)
+        if known and not interval[0] <= auc <= interval[-1]:  # type: ignore[index,operator]  # both are what the line above asks
             yield f"{part} AUC {auc} lies outside its interval {interval}"
 
 

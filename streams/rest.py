@@ -222,7 +222,7 @@ def rest_app(
         customer_id: CustomerId,
         at_ms: Instant = None,
         max_age_ms: MaxAge = None,
-        min_offset: Offsets = [],  # noqa: B006
+        min_offset: Offsets = [],  # noqa: B006 - FastAPI makes a new one for each call
     ) -> Response:
         """The score of a customer now, or as of a later instant."""
         demand = _demand(max_age_ms, min_offset)
@@ -239,9 +239,9 @@ def rest_app(
         http: Request,
         customer_id: CustomerId,
         at_ms: Instant = None,
-        cut: Annotated[Offsets, Query(description="topic:offset up to which facts count: as known then.")] = [],  # noqa: B006
+        cut: Annotated[Offsets, Query(description="topic:offset up to which facts count: as known then.")] = [],  # noqa: B006 - FastAPI makes a new one for each call
         max_age_ms: MaxAge = None,
-        min_offset: Offsets = [],  # noqa: B006
+        min_offset: Offsets = [],  # noqa: B006 - FastAPI makes a new one for each call
     ) -> Response:
         """Every feature of a customer: at any time as known today, or as it was known at a cut."""
         demand = _demand(max_age_ms, min_offset)
@@ -254,7 +254,7 @@ def rest_app(
         customer_id: CustomerId,
         at_ms: Instant = None,
         max_age_ms: MaxAge = None,
-        min_offset: Offsets = [],  # noqa: B006
+        min_offset: Offsets = [],  # noqa: B006 - FastAPI makes a new one for each call
     ) -> Response:
         """What every feature adds to the score; contributions and bias add up to the margin."""
         demand = _demand(max_age_ms, min_offset)
@@ -276,7 +276,7 @@ def rest_app(
         days: Annotated[int, Query(ge=1, le=MOST_DAYS)] = 7,
         at_ms: Instant = None,
         max_age_ms: MaxAge = None,
-        min_offset: Offsets = [],  # noqa: B006
+        min_offset: Offsets = [],  # noqa: B006 - FastAPI makes a new one for each call
     ) -> Response:
         """Plans of events that would bring the score below a threshold, each checked by running it."""
         demand = _demand(max_age_ms, min_offset)
@@ -290,7 +290,7 @@ def rest_app(
         limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
         before_ms: Annotated[int | None, Query(ge=YEAR_2000_MS, le=LATEST_MS)] = None,
         max_age_ms: MaxAge = None,
-        min_offset: Offsets = [],  # noqa: B006
+        min_offset: Offsets = [],  # noqa: B006 - FastAPI makes a new one for each call
     ) -> Response:
         """The kept facts of a customer, newest first."""
         demand = _demand(max_age_ms, min_offset)
@@ -305,9 +305,9 @@ def rest_app(
     @app.get("/v1/scores/stream", include_in_schema=False)
     async def watch(
         http: Request,
-        band: Annotated[list[Literal["unknown", "low", "medium", "high"]], Query()] = [],  # noqa: B006
+        band: Annotated[list[Literal["unknown", "low", "medium", "high"]], Query()] = [],  # noqa: B006 - FastAPI makes a new one for each call
         min_probability: Annotated[float | None, Query(ge=0, le=1)] = None,
-        customer_id: Annotated[list[str], Query(max_length=100)] = [],  # noqa: B006
+        customer_id: Annotated[list[str], Query(max_length=100)] = [],  # noqa: B006 - FastAPI makes a new one for each call
     ) -> Response:
         """Scores as they are made, one JSON object a line, without an end: not in the document, whose calls all end."""
         bands = [getattr(pb, f"BAND_{name.upper()}") for name in band]

@@ -40,7 +40,8 @@ def silent(broker: Broker) -> list[dict[str, Any]]:
 
 def frozen(customers: int) -> list[list[Message]]:
     """Customers with a few events each in the ten days before MIDNIGHT, and then nothing."""
-    random, topics = Random(4), [[] for _ in TOPICS]  # type: ignore[var-annotated]
+    random = Random(4)
+    topics: list[list[Message]] = [[] for _ in TOPICS]
     times = sorted(random.randrange(MIDNIGHT - 10 * DAY_MS, MIDNIGHT) for _ in range(4 * customers))
     for number, time in enumerate(times):
         topic, kind = random.choice([(0, "payment"), (1, "login"), (2, "opened")])
