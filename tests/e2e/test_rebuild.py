@@ -13,6 +13,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from redis import Redis
 
+from bench.generate import events
 from features.facts import TOPICS
 from features.state import decode
 from features.store import Claim
@@ -74,8 +75,10 @@ def test_an_emptied_store_is_rebuilt_and_nothing_is_emitted_again(deployment: De
     whole.feed(1_500)
     whole.send("logins", (b"x", b"{"), (b"y", b""))
     store = deployment.store()
-    lose(deployment, f"{deployment.settings.namespace}:{{0}}:c:{next(iter(store.customers(0)))}")
+    coming = {customer for _, customer, _ in events(600, customers=200, seed=8)}
+    lost = min(customer for customer in store.customers(0) if customer in coming)  # of one without events nothing would be noticed
     store.close()
+    lose(deployment, f"{deployment.settings.namespace}:{{0}}:c:{lost}")
     for each in (deployment, whole):
         each.feed(600, seed=8, start_ms=1_700_100_000_000)
     done = deployment.wait(deployment.start("--until-idle", "0.5"))
